@@ -1,0 +1,34 @@
+"""Sophia in the training loop you already have: the optimizer and the Hessian pass that makes it Sophia.
+
+Importing this package is light (no torch, transformers or lightning) and makes `optim="sophia"` known to
+`transformers.TrainingArguments`, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .hf.registration import register
+
+if TYPE_CHECKING:
+    from .curvature import GaussNewtonBartlett
+    from .optim import SophiaG
+
+__version__ = "0.1.0"
+__all__ = ["GaussNewtonBartlett", "SophiaG", "__version__"]
+
+_HOME = {"SophiaG": "optim", "GaussNewtonBartlett": "curvature"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
+register()

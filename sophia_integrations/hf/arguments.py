@@ -1,0 +1,69 @@
+"""`TrainingArguments.optim_args` for Sophia: parsed here, so that a typo gets a sentence of ours; no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "hessian_interval": int}
+ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int}
+DEFAULTS = {"beta1": 0.965, "beta2": 0.99}
+
+_ELSEWHERE = {
+    "lr": "TrainingArguments.learning_rate",
+    "learning_rate": "TrainingArguments.learning_rate",
+    "weight_decay": "TrainingArguments.weight_decay",
+    "betas": "beta1=… and beta2=…",
+}
+
+
+def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, float | int]:
+    """Read `rho=0.05,hessian_interval=10` into typed values.
+
+    Args:
+        optim_args: the string of `TrainingArguments`, or a mapping with the same keys.
+
+    Returns:
+        The keys that were given, as float or int.
+
+    Raises:
+        ValueError: an unknown key (the nearest one is named), a value of the wrong type, a malformed string.
+    """
+    types = {**OPTIMIZER_KEYS, **ESTIMATOR_KEYS}
+    parsed: dict[str, float | int] = {}
+    for key, value in _pairs(optim_args):
+        if key not in types:
+            raise ValueError(f"optim_args: {_unknown(key, list(types))}")
+        if key in parsed:
+            raise ValueError(f"optim_args: {key} is given twice.")
+        try:
+            parsed[key] = types[key](value)
+        except (TypeError, ValueError):
+            kind = "a whole number" if types[key] is int else "a number"
+            raise ValueError(f"optim_args: {key} must be {kind}, got {value!r}.") from None
+    return parsed
+
+
+def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    if not optim_args:
+        return []
+    if isinstance(optim_args, Mapping):
+        return list(optim_args.items())
+    pairs = []
+    for part in optim_args.replace(" ", "").split(","):
+        if not part:
+            continue
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"optim_args: expected key=value between commas, got {part!r} in {optim_args!r}.")
+        pairs.append((key, value))
+    return pairs
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    if key in _ELSEWHERE:
+        return f"{key!r} does not belong here; use {_ELSEWHERE[key]}."
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+    return f"unknown argument {key!r} of Sophia{hint} Known: {', '.join(known)}."

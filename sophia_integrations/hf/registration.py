@@ -1,0 +1,69 @@
+"""Makes `optim="sophia"` known to transformers, when transformers is imported; no cost where it never is."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from wrapt import wrap_function_wrapper
+from wrapt.importer import when_imported
+
+NAMES = ("sophia", "sophia_g")
+
+_registered = False
+
+
+def register() -> None:
+    """Register Sophia with transformers, now or as soon as it is imported. Calling it again changes nothing."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    when_imported("transformers.training_args")(_add_names)
+    when_imported("transformers.modeling_utils")(_add_readouts)
+    when_imported("transformers.trainer")(_extend_trainer)
+
+
+def _add_names(training_args: ModuleType) -> None:
+    for name in NAMES:
+        _add_enum_member(training_args.OptimizerNames, name)
+
+
+def _add_readouts(_: ModuleType) -> None:
+    from ..curvature import register_readout
+    from .heads import resolve_readout
+
+    register_readout(resolve_readout)
+
+
+def _extend_trainer(trainer: ModuleType) -> None:
+    from .callback import SophiaCallback
+    from .engine import noting_labels, optimizer_cls_and_kwargs
+
+    def get_optimizer_cls_and_kwargs(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> tuple[Any, dict]:
+        return optimizer_cls_and_kwargs(*args, **kwargs) or wrapped(*args, **kwargs)
+
+    def training_step(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
+        with noting_labels(instance.optimizer, *args, **kwargs):
+            return wrapped(*args, **kwargs)
+
+    wrap_function_wrapper(trainer, "Trainer.get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)
+    wrap_function_wrapper(trainer, "Trainer.training_step", training_step)
+    trainer.DEFAULT_CALLBACKS.append(SophiaCallback)
+
+
+def _add_enum_member(enum: Any, value: str) -> None:
+    """Add a real member to a string enum: iteration, lookup by value, argparse choices and copies see it."""
+    if value in enum._value2member_map_:
+        return
+    name = value.upper()
+    member = str.__new__(enum, value)
+    member._name_, member._value_ = name, value
+    # In a process that never imported this package the enum lacks the member, so it travels as a plain string.
+    member.__reduce_ex__ = lambda protocol: (str, (value,))
+    member.__deepcopy__ = lambda memo: member
+    member.__copy__ = lambda: member
+    setattr(enum, name, member)
+    enum._member_names_.append(name)
+    enum._member_map_[name] = member
+    enum._value2member_map_[value] = member

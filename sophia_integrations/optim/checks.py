@@ -1,0 +1,85 @@
+"""What Sophia refuses, and the sentence that says so."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FIXED_IN_A_RUN = ("betas", "rho", "eps", "weight_decay", "hessian_interval", "maximize")
+
+
+def check_hyperparameters(options: dict[str, Any]) -> None:
+    """Raise ValueError for a hyperparameter of one parameter group that is out of range."""
+    for name in ("lr", "rho", "eps", "weight_decay"):
+        value = options[name]
+        if isinstance(value, Tensor):
+            if name != "lr" or value.numel() != 1:
+                raise ValueError(f"{name} must be a number; only lr may be a tensor, with one element.")
+        elif not _is_number(value) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
+    if options["eps"] == 0:
+        raise ValueError("eps must be above 0: it is the floor of rho * hessian in a division.")
+    betas = options["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, (beta1, beta2), got {betas!r}.")
+    for i, beta in enumerate(betas, 1):
+        if not _is_number(beta) or not 0 <= beta < 1:
+            raise ValueError(f"beta{i} must be at least 0 and below 1, got {beta!r}.")
+    interval = options["hessian_interval"]
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise ValueError(f"hessian_interval must be a whole number of at least 1, got {interval!r}.")
+
+
+def check_parameter(param: Tensor) -> None:
+    """Raise ValueError for a parameter that Sophia cannot train."""
+    if param.layout != torch.strided:
+        raise ValueError("Sophia does not support sparse parameters; keep them in another optimizer.")
+    if param.is_complex():
+        raise ValueError("Sophia does not support complex parameters; train torch.view_as_real of them instead.")
+    if not param.is_floating_point():
+        raise ValueError(f"Sophia trains floating-point parameters only, got dtype {param.dtype}.")
+
+
+def check_loadable(state_dict: dict[str, Any]) -> None:
+    """Raise ValueError when the checkpoint was written by another optimizer."""
+    states = state_dict["state"].values()
+    if any("exp_avg_sq" in s and "hessian" not in s for s in states):
+        raise ValueError(
+            "this checkpoint was written by Adam or AdamW (it has exp_avg_sq and no hessian): Sophia cannot resume "
+            "it. Load the weights only and start with a new optimizer state."
+        )
+    if any("hessian" in s for s in states) and any("capturable" in g for g in state_dict["param_groups"]):
+        raise ValueError(
+            "this checkpoint was written by the official SophiaG, whose hessian lacks the number of predictions: "
+            "multiply every 'hessian' by the bs of its step(), delete 'step' from every state and 'capturable' "
+            "from every group, then load it."
+        )
+    if any(s and "hessian" not in s for s in states):
+        raise ValueError("this checkpoint has optimizer state without 'hessian': it is not one of Sophia.")
+
+
+def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Warn once for hyperparameters whose saved value is about to replace the one asked for."""
+    changed = {}
+    for now, then in zip(current, saved, strict=False):
+        for name in _FIXED_IN_A_RUN:
+            if name in then and _plain(then[name]) != _plain(now[name]):
+                changed[name] = f"{name}={then[name]} (you asked for {now[name]})"
+    if changed:
+        warnings.warn(
+            f"the checkpoint's values replace the ones given: {'; '.join(changed.values())}. To change them in a "
+            "resumed run, set optimizer.param_groups after loading.",
+            stacklevel=3,
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
