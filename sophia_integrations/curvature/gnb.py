@@ -30,7 +30,8 @@ class GaussNewtonBartlett:
     Args:
         model: the module that is called with the batch, not wrapped in DistributedDataParallel.
         fraction: share of the rows of the accumulation window used on each rank, in (0, 1].
-        units: units to form from them on each rank.
+        units: units to form from them on each rank. With batch normalization in training mode a unit is always a
+            whole micro-batch, and `fraction` a share of the micro-batches.
         seed: key of the sampled labels, with the optimizer step, the rank and the unit.
         readout: where predictions and labels are; found from the model by default.
         process_group: ranks that hold different rows of the same batch; the default group when None.
@@ -91,8 +92,7 @@ class GaussNewtonBartlett:
         rank = rank_of(self.process_group)
         squares = SquaredGradients(params)
         if batches:
-            rows = keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows")
-            chosen = choose_units([b.num_rows for b in batches], self.fraction, self.units, rows)
+            chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
             with self._tap.paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
                 for unit, (batch, index) in enumerate(chosen):
                     count = self._backward(batches[batch].rows(index), (self.seed, step, rank, unit))
@@ -105,6 +105,12 @@ class GaussNewtonBartlett:
         if predictions == 0:
             return Estimate(None, dropped="every label of the batch is masked")
         return Estimate(squares.diagonal(predictions), predictions)
+
+    def _choose_units(self, batches: list[MicroBatch], generator: torch.Generator) -> list[tuple[int, Tensor]]:
+        if not _rows_depend_on_each_other(self.model):
+            return choose_units([b.num_rows for b in batches], self.fraction, self.units, generator)
+        whole = choose_units([1] * len(batches), self.fraction, len(batches), generator)
+        return [(batch, torch.arange(batches[batch].num_rows)) for batch, _ in whole]
 
     def _backward(self, batch: MicroBatch, key: tuple[int, ...]) -> int:
         """Backward of one unit's summed loss at sampled labels; returns the number of predictions that count."""
@@ -130,6 +136,11 @@ class GaussNewtonBartlett:
             "there is no batch to estimate from. Give the estimator the very module that the training loop calls, "
             "and call it (not a method of it) to compute the loss"
         )
+
+
+def _rows_depend_on_each_other(model: nn.Module) -> bool:
+    """Batch normalization in training mode: a part of a micro-batch would be another function of the parameters."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
 
 
 def _autocast(device_type: str, dtype: torch.dtype | None):

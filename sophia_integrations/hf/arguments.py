@@ -55,6 +55,8 @@ def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
         if not part:
             continue
         key, equals, value = part.partition("=")
+        if not equals and pairs and pairs[-1][0] in _ELSEWHERE:
+            break
         if not equals:
             raise ValueError(f"optim_args: expected key=value between commas, got {part!r} in {optim_args!r}.")
         pairs.append((key, value))

@@ -14,7 +14,8 @@ class SophiaCallback(TrainerCallback):
     """Logs `sophia/win_rate`, `sophia/hessian_norm` and `sophia/hessian_time_fraction` beside the training loss.
 
     Registration adds it to every Trainer; without a Sophia optimizer it does nothing. The time fraction is the
-    share of wall-clock time since the last log that this process spent in Hessian passes.
+    share of wall-clock time since the last log that this process spent in Hessian passes. Once an estimate has been
+    dropped, `sophia/hessian_skipped` counts them.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,8 @@ class SophiaCallback(TrainerCallback):
             "sophia/hessian_norm": float(stats["hessian_norm"]),
             "sophia/hessian_time_fraction": (stats["hessian_seconds"] - self._hessian) / max(now - self._wall, 1e-9),
         }
+        if stats["hessian_skipped"]:
+            figures["sophia/hessian_skipped"] = stats["hessian_skipped"]
         self._wall, self._hessian = now, stats["hessian_seconds"]
         logs.update(figures)
         if state.log_history:

@@ -246,8 +246,8 @@ class SophiaG(Optimizer):
         if estimate.diagonal is None:
             self._count("hessian_skipped")
             self._last_drop = estimate.dropped or "the estimate was dropped"
-            if not estimate.captured or self.param_groups[0]["hessian_updates"] == 0:
-                step = self.param_groups[0]["step"]
+            step = self.param_groups[0]["step"]
+            if step % self.param_groups[0]["hessian_interval"] == 0:
                 warnings.warn(f"Sophia made no Hessian estimate at step {step}: {self._last_drop}.", stacklevel=4)
             return
         for group in self.param_groups:

@@ -1,0 +1,137 @@
+"""Tiny models, data and a plain Trainer, shared by the tests and the worker processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import sophia_integrations  # noqa: F401  (makes optim="sophia" known)
+from sophia_integrations.curvature import Categorical
+
+VOCABULARY = 61
+LENGTH = 12
+TESTS = Path(__file__).parent
+
+
+class FixedLabels(Categorical):
+    """'Samples' that depend on the true label only, so that any split draws the same and a test can compute them."""
+
+    def sample(self, prediction, labels, generator):
+        return torch.where(labels == -100, -100, fixed_labels(labels))
+
+
+def fixed_labels(labels):
+    return (labels * 7 + 3) % VOCABULARY
+
+
+def tiny_model(kind="gpt2", **config):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    ids = dict(bos_token_id=1, eos_token_id=2)
+    if kind == "gpt2":
+        options = dict(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=VOCABULARY, **ids)
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        return GPT2LMHeadModel(GPT2Config(**{**options, **dropout, **config}))
+    options = dict(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=16, intermediate_size=24, vocab_size=VOCABULARY
+    )
+    return LlamaForCausalLM(LlamaConfig(max_position_embeddings=32, **ids, **{**options, **config}))
+
+
+def token_rows(rows=64, masked=True, seed=0):
+    """Rows whose first tokens carry no loss, a different number in each row."""
+    generator = torch.Generator().manual_seed(seed)
+    data = []
+    for row in range(rows):
+        ids = torch.randint(3, VOCABULARY, (LENGTH,), generator=generator)
+        labels = ids.clone()
+        if masked:
+            labels[: (row * 5) % (LENGTH - 3)] = -100
+        data.append({"input_ids": ids, "labels": labels})
+    return data
+
+
+def make_trainer(output_dir, model=None, data=None, callbacks=None, fixed_labels=False, **arguments):
+    """A plain `transformers.Trainer` with optim="sophia"."""
+    from transformers import Trainer, TrainingArguments
+
+    trainer_options = {k: arguments.pop(k) for k in ("compute_loss_func",) if k in arguments}
+    defaults = dict(
+        optim="sophia",
+        optim_args="rho=0.05,hessian_interval=5,hessian_fraction=1.0,hessian_units=64",
+        learning_rate=1e-3,
+        max_steps=20,
+        per_device_train_batch_size=4,
+        logging_steps=5,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    args = TrainingArguments(str(output_dir), **{**defaults, **arguments})
+    trainer = Trainer(
+        model=model or tiny_model(),
+        args=args,
+        train_dataset=data or token_rows(),
+        callbacks=callbacks,
+        **trainer_options,
+    )
+    if fixed_labels:
+        trainer.create_optimizer()
+        trainer.optimizer.estimator.readout.likelihood = FixedLabels()
+    return trainer
+
+
+def sophia_of(trainer):
+    optimizer = trainer.optimizer
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def first_hessian(trainer):
+    """h by parameter name, as it stands."""
+    state = sophia_of(trainer).state
+    return {n: state[p]["hessian"].clone() for n, p in trainer.model.named_parameters() if p in state}
+
+
+def hand_estimate(model, rows):
+    """Σ over rows of S² / N with our own shift and mask: one backward pass a row, labels `fixed_labels`."""
+    model = copy.deepcopy(model)
+    named = dict(model.named_parameters())
+    sums, n = {k: torch.zeros_like(p) for k, p in named.items()}, 0
+    for row in rows:
+        logits = model(input_ids=row["input_ids"][None]).logits[0]
+        loss = 0.0
+        for t in range(LENGTH - 1):
+            target = row["labels"][t + 1]
+            if target != -100:
+                loss = loss + F.cross_entropy(logits[t].float(), fixed_labels(target))
+                n += 1
+        for (name, _), g in zip(named.items(), torch.autograd.grad(loss, list(named.values())), strict=True):
+            sums[name] += g.square()
+    return {name: s / n for name, s in sums.items()}
+
+
+def run_worker(name, *arguments, processes=1, timeout=150, expect=0):
+    """Run tests/workers/NAME.py with a time limit, under torchrun when there are several processes."""
+    script = str(TESTS / "workers" / f"{name}.py")
+    command = [sys.executable, script]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *launcher, script]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        ["timeout", "-k", "5", str(timeout), *command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert expect is None or result.returncode == expect, result.stdout[-3000:] + result.stderr[-6000:]
+    return result
