@@ -1,65 +1,106 @@
-"""Σ_u S_u² and N over units and ranks: one flat accumulator per device, one large all-reduce."""
+"""The sum over units and ranks: one flat accumulator per device, one large all-reduce, one division by N."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..optim import Estimate, local
 
 
-class SquaredGradients:
-    """Accumulates Σ_u S_u² for each parameter, as views of one flat float32 buffer per device."""
+class DiagonalSum:
+    """Σ_u of per-parameter diagonals, as views of one flat float32 buffer per device, and the count N.
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self.predictions = 0
-        self.units = 0
+    Replicated parameters (one process, DDP): every rank sums its own units; the sums are added over ranks once.
+    Sharded parameters (FSDP2): a backward pass already adds the ranks' gradients, so one unit spans all ranks, the
+    sums live on the shards and only N is added over ranks.
+    """
+
+    def __init__(self, params: Sequence[Tensor], model: nn.Module, group: dist.ProcessGroup | None) -> None:
+        self.sharded = is_sharded(model)
+        self._group = group
+        self._predictions = 0
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
         for param in params:
             by_device[param.device].append(param)
         self._flat: list[Tensor] = []
-        self.sums: dict[Tensor, Tensor] = {}
-        for device, group in by_device.items():
-            dtype = torch.float64 if any(p.dtype == torch.float64 for p in group) else torch.float32
-            flat = torch.zeros(sum(p.numel() for p in group), dtype=dtype, device=device)
+        self._sums: dict[Tensor, Tensor] = {}
+        for device, members in by_device.items():
+            shards = [local(p) for p in members]
+            dtype = torch.float64 if any(p.dtype == torch.float64 for p in members) else torch.float32
+            flat = torch.zeros(sum(s.numel() for s in shards), dtype=dtype, device=device)
             self._flat.append(flat)
-            for param, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
-                self.sums[param] = part.view(param.shape)
+            for param, shard, part in zip(members, shards, flat.split([s.numel() for s in shards]), strict=True):
+                self._sums[param] = part.view(shard.shape)
 
-    def add_unit(self, num_predictions: int) -> None:
-        """Square the parameters' `.grad`, the gradient of one unit's summed loss, and clear it."""
-        for param, total in self.sums.items():
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters that the diagonal is for."""
+        return list(self._sums)
+
+    def units_to_run(self, own: int) -> int:
+        """How many units this rank must run: its own, or with shards as many as the rank that has the most."""
+        if not (self.sharded and is_distributed(self._group)):
+            return own
+        most = torch.tensor(own, device=self._flat[0].device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
+        return int(most)
+
+    def count(self, predictions: int) -> None:
+        """Add to N."""
+        self._predictions += predictions
+
+    def add_squared_gradients(self, scale: float = 1.0) -> None:
+        """Add (`.grad` / scale)² for each parameter and clear `.grad`; with shards it is the ranks' mean gradient."""
+        factor = (world_size_of(self._group) if self.sharded else 1) / scale
+        for param, total in self._sums.items():
             if param.grad is not None:
-                total.addcmul_(*[param.grad.to(total.dtype)] * 2)
+                gradient = local(param.grad).to(total.dtype)
+                if factor != 1:
+                    gradient = gradient * factor
+                total.addcmul_(gradient, gradient)
                 param.grad = None
-        self.predictions += num_predictions
-        self.units += 1
 
-    def reduce(self, group: dist.ProcessGroup | None, captured: bool) -> tuple[int, bool, bool]:
-        """Sum over the ranks of `group`, unless all of them agree that there is nothing usable.
+    def add(self, diagonals: Mapping[Tensor, Tensor]) -> None:
+        """Add one unit's diagonal for each parameter."""
+        for param, diagonal in diagonals.items():
+            self._sums[param].add_(local(diagonal))
 
-        Returns:
-            N over all ranks; whether every rank's sums are finite; whether any rank had captured a micro-batch.
+    def reduced(self, captured: bool, nothing_seen: str) -> Estimate:
+        """The estimate over all units and ranks; every rank gets the same answer, and none waits in vain.
+
+        Args:
+            captured: whether this rank had remembered a micro-batch.
+            nothing_seen: the reason to give when no rank had.
         """
-        finite = all(bool(torch.isfinite(flat.max())) for flat in self._flat if flat.numel())
-        if not is_distributed(group):
-            return self.predictions, finite, captured
-        device = self._flat[0].device if self._flat else torch.device("cpu")
-        agreed = torch.tensor([self.predictions, not finite, captured], dtype=torch.float64, device=device)
-        dist.all_reduce(agreed, group=group)
-        predictions, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
-        if predictions and not bad_ranks:
-            for flat in self._flat:
-                dist.all_reduce(flat, group=group)
-        return predictions, not bad_ranks, captured_ranks > 0
-
-    def diagonal(self, num_predictions: int) -> dict[Tensor, Tensor]:
-        """ĥ = Σ_u S_u² / N for each parameter, in the accumulator's own memory."""
+        predictions, finite = self._predictions, all(bool(f.max().isfinite()) for f in self._flat if f.numel())
+        distributed = is_distributed(self._group)
+        if distributed:
+            device = self._flat[0].device if self._flat else torch.device("cpu")
+            agreed = torch.tensor([predictions, not finite, captured], dtype=torch.float64, device=device)
+            dist.all_reduce(agreed, group=self._group)
+            predictions, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
+            finite, captured = bad_ranks == 0, captured_ranks > 0
+        if not captured:
+            return Estimate(None, dropped=nothing_seen, captured=False)
+        if not finite:
+            return Estimate(None, predictions, dropped="its sum over the batch was not finite")
+        if predictions == 0:
+            return Estimate(None, dropped="every label of the batch is masked")
         for flat in self._flat:
-            flat.div_(num_predictions)
-        return self.sums
+            if distributed and not self.sharded:
+                dist.all_reduce(flat, group=self._group)
+            flat.div_(predictions)
+        return Estimate(self._sums, predictions)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `model` went through `fully_shard` (FSDP2)."""
+    return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
 
 
 def is_distributed(group: dist.ProcessGroup | None) -> bool:
@@ -70,3 +111,8 @@ def is_distributed(group: dist.ProcessGroup | None) -> bool:
 def rank_of(group: dist.ProcessGroup | None) -> int:
     """This process's rank in `group`, 0 without torch.distributed."""
     return dist.get_rank(group) if is_distributed(group) else 0
+
+
+def world_size_of(group: dist.ProcessGroup | None) -> int:
+    """Ranks in `group`, 1 without torch.distributed."""
+    return dist.get_world_size(group) if is_distributed(group) else 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _FIXED_IN_A_RUN = ("betas", "rho", "eps", "weight_decay", "hessian_interval", "maximize")
+_INTERNAL = ("torch", __name__.partition(".")[0])
 
 
 def check_hyperparameters(options: dict[str, Any]) -> None:
@@ -19,10 +22,14 @@ def check_hyperparameters(options: dict[str, Any]) -> None:
         if isinstance(value, Tensor):
             if name != "lr" or value.numel() != 1:
                 raise ValueError(f"{name} must be a number; only lr may be a tensor, with one element.")
-        elif not _is_number(value) or not math.isfinite(value) or value < 0:
+            value = value.item()
+        if not _is_number(value) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
-    if options["eps"] == 0:
-        raise ValueError("eps must be above 0: it is the floor of rho * hessian in a division.")
+    if options["eps"] < torch.finfo(torch.float32).tiny:
+        raise ValueError(
+            f"eps must be at least 1.2e-38, or float32 rounds it to 0, got {options['eps']!r}: it is the floor of "
+            "rho * hessian in a division."
+        )
     betas = options["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), got {betas!r}.")
@@ -44,8 +51,8 @@ def check_parameter(param: Tensor) -> None:
         raise ValueError(f"Sophia trains floating-point parameters only, got dtype {param.dtype}.")
 
 
-def check_loadable(state_dict: dict[str, Any]) -> None:
-    """Raise ValueError when the checkpoint was written by another optimizer."""
+def check_loadable(state_dict: dict[str, Any], params: Sequence[Tensor]) -> None:
+    """Raise ValueError when the checkpoint was written by another optimizer or for other parameters."""
     states = state_dict["state"].values()
     if any("exp_avg_sq" in s and "hessian" not in s for s in states):
         raise ValueError(
@@ -60,6 +67,14 @@ def check_loadable(state_dict: dict[str, Any]) -> None:
         )
     if any(s and "hessian" not in s for s in states):
         raise ValueError("this checkpoint has optimizer state without 'hessian': it is not one of Sophia.")
+    saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    for i, param in zip(saved_ids, params, strict=False):
+        for key, value in state_dict["state"].get(i, {}).items():
+            if isinstance(value, Tensor) and value.shape != param.shape:
+                raise ValueError(
+                    f"the checkpoint's {key} of parameter {i} has shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(param.shape)}: it belongs to another model."
+                )
 
 
 def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
@@ -70,11 +85,18 @@ def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict
             if name in then and _plain(then[name]) != _plain(now[name]):
                 changed[name] = f"{name}={then[name]} (you asked for {now[name]})"
     if changed:
-        warnings.warn(
+        warn_caller(
             f"the checkpoint's values replace the ones given: {'; '.join(changed.values())}. To change them in a "
-            "resumed run, set optimizer.param_groups after loading.",
-            stacklevel=3,
+            "resumed run, set optimizer.param_groups after loading."
         )
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line that called into torch or this package, however many wrappers lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _plain(value: Any) -> Any:

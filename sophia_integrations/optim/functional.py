@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,11 @@ def sophia_update(
         exp_avg.copy_(m)
         return bad
     bad = torch.zeros((), dtype=torch.int64, device=param.device)
-    length = min(CPU_CHUNK if param.device.type == "cpu" else DEVICE_CHUNK, param.numel())
-    scratch = torch.empty(2, length, dtype=exp_avg.dtype, device=param.device)
-    for start in range(0, param.numel(), max(length, 1)):
-        theta, g, m, h = (view[start : start + length] for view in flat)
-        _update_chunk(theta, g, m, h, scratch[:, : theta.numel()], bad, **options)
+    length = max(1, min(CPU_CHUNK if param.device.type == "cpu" else DEVICE_CHUNK, param.numel()))
+    work, cast = torch.empty(2, length, dtype=exp_avg.dtype, device=param.device)
+    for theta, g, m, h in zip(*(view.split(length) for view in flat), strict=True):
+        n = theta.numel()
+        _update_chunk(theta, g, m, h, work[:n], cast[:n], bad, **options)
     return bad
 
 
@@ -73,29 +75,30 @@ def _flat_views(*tensors: Tensor) -> list[Tensor] | None:
     return None if any(v is None for v in views) else views
 
 
-def _update_chunk(theta, g, m, h, scratch, bad, *, lr, beta1, rho, eps, weight_decay, maximize) -> None:
-    ratio, work = scratch
+def _update_chunk(theta, g, m, h, work, cast, bad, *, lr, beta1, rho, eps, weight_decay, maximize) -> None:
+    """`work` and `cast` are scratch rows; `cast` is touched only where a dtype differs from the state's."""
     usable = None
-    if m.device.type != "cpu" or not torch.isfinite(g.sum(dtype=torch.float32)):
+    if m.device.type != "cpu" or not math.isfinite(g.sum(dtype=torch.float32)):
         usable = torch.isfinite(g)
         bad += g.numel() - usable.sum()
         g = torch.where(usable, g, 0)
         old_theta, old_m = theta.clone(), m.clone()
-    ratio.copy_(g)
+    if maximize or g.dtype != m.dtype:
+        g = cast.copy_(g)
     if maximize:
-        ratio.neg_()
-    m.lerp_(ratio, 1 - beta1)
-    torch.mul(h, rho, out=work).clamp_(min=eps)
-    torch.div(m, work, out=ratio).clamp_(-1, 1)
-    target = theta if theta.dtype == work.dtype else work.copy_(theta)
+        g.neg_()
+    m.lerp_(g, 1 - beta1)
+    torch.mul(h, rho, out=work).clamp_min_(eps)
+    torch.div(m, work, out=work).clamp_(-1, 1)
+    target = theta if theta.dtype == m.dtype else cast.copy_(theta)
     if weight_decay != 0:
         target.mul_(1 - lr * weight_decay)
     if isinstance(lr, Tensor):
-        target.sub_(ratio.mul_(lr))
+        target.sub_(work.mul_(lr))
     else:
-        target.add_(ratio, alpha=-lr)
-    if target is work:
-        theta.copy_(work)
+        target.add_(work, alpha=-lr)
+    if target is not theta:
+        theta.copy_(target)
     if usable is not None:
         theta.copy_(torch.where(usable, theta, old_theta))
         m.copy_(torch.where(usable, m, old_m))

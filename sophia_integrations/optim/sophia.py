@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,9 +11,16 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .checks import check_hyperparameters, check_loadable, check_parameter, warn_changed_hyperparameters
+from .checks import (
+    check_hyperparameters,
+    check_loadable,
+    check_parameter,
+    warn_caller,
+    warn_changed_hyperparameters,
+)
 from .estimator import Estimate, HessianEstimator
 from .functional import sophia_update
+from .sharding import local, whole
 
 _COUNTERS = ("step", "hessian_updates", "hessian_skipped")
 
@@ -183,7 +189,7 @@ class SophiaG(Optimizer):
         diagonal = {p: p.grad.to(_state_dtype(p)).square().mul_(num_predictions) for p in with_grad}
         if not diagonal:
             self._fold(Estimate(None, dropped="no parameter has a gradient"))
-        elif not all(torch.isfinite(x).all() for x in diagonal.values()):
+        elif not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
             self._fold(Estimate(None, dropped="it was not finite"))
         else:
             self._fold(Estimate(diagonal, int(num_predictions)))
@@ -204,8 +210,8 @@ class SophiaG(Optimizer):
             for param in group["params"]:
                 state = self.state.get(param)
                 if state:
-                    unclipped.append((state["exp_avg"].abs() < group["rho"] * state["hessian"]).sum())
-                    squares.append(torch.linalg.vector_norm(state["hessian"], dtype=torch.float64).square())
+                    unclipped.append(whole((state["exp_avg"].abs() < group["rho"] * state["hessian"]).sum()))
+                    squares.append(whole(torch.linalg.vector_norm(state["hessian"], dtype=torch.float64)).square())
                     total += param.numel()
         group = self.param_groups[0]
         return {
@@ -226,7 +232,7 @@ class SophiaG(Optimizer):
         Raises:
             ValueError: the checkpoint belongs to another optimizer, or its groups do not match.
         """
-        check_loadable(state_dict)
+        check_loadable(state_dict, self._all_params())
         warn_changed_hyperparameters(self.param_groups, state_dict["param_groups"])
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -248,14 +254,14 @@ class SophiaG(Optimizer):
             self._last_drop = estimate.dropped or "the estimate was dropped"
             step = self.param_groups[0]["step"]
             if step % self.param_groups[0]["hessian_interval"] == 0:
-                warnings.warn(f"Sophia made no Hessian estimate at step {step}: {self._last_drop}.", stacklevel=4)
+                warn_caller(f"Sophia made no Hessian estimate at step {step}: {self._last_drop}.")
             return
         for group in self.param_groups:
             beta2 = group["betas"][1]
             for param in group["params"]:
                 if param in estimate.diagonal:
                     h = self._state_of(param)["hessian"]
-                    h.mul_(beta2).add_(estimate.diagonal[param], alpha=1 - beta2)
+                    local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
         self._count("hessian_updates")
 
     def _refuse_signum(self) -> None:
@@ -271,10 +277,10 @@ class SophiaG(Optimizer):
             raise RuntimeError("Sophia does not support sparse gradients; use sparse=False in the embedding layer.")
         state = self._state_of(param)
         bad = sophia_update(
-            param,
-            param.grad,
-            state["exp_avg"],
-            state["hessian"],
+            local(param),
+            local(param.grad),
+            local(state["exp_avg"]),
+            local(state["hessian"]),
             lr=group["lr"],
             beta1=group["betas"][0],
             rho=group["rho"],
@@ -307,10 +313,9 @@ class SophiaG(Optimizer):
         for device, count in self._bad_coordinates.items():
             if not self._warned_bad and (device.type == "cpu" or at_refresh) and count > 0:
                 self._warned_bad = True
-                warnings.warn(
+                warn_caller(
                     f"{int(count)} gradient coordinates were not finite by step {self.param_groups[0]['step']}; "
-                    "Sophia left those parameters as they were. stats()['nonfinite_gradients'] keeps count.",
-                    stacklevel=3,
+                    "Sophia left those parameters as they were. stats()['nonfinite_gradients'] keeps count."
                 )
 
     def _clock(self) -> float:

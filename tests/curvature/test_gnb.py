@@ -4,6 +4,7 @@ import copy
 import gc
 import random
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -286,7 +287,8 @@ def test_nonfinite_estimate_is_dropped_and_counted():
         x = torch.randn(4, 4)
         F.cross_entropy(model(x), torch.arange(4)).backward()
         x.mul_(scale)
-        optimizer.step()
+        with nullcontext() if scale == 1 else pytest.warns(UserWarning, match="not finite"):
+            optimizer.step()
     stats = optimizer.stats()
     assert (stats["hessian_updates"], stats["hessian_skipped"]) == (2, 1)
     for p in model.parameters():

@@ -1,0 +1,33 @@
+# Everything runs inside $(VENV), which is made and filled on first use.
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= recipes/hf/pretrain-gpt2-stdlib.yaml
+ARGS ?=
+BIN = $(VENV)/bin/python
+READY = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@test -x $(BIN) || $(PYTHON) -m venv $(VENV)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch==2.13.0 -e '.[dev]'
+	@touch $(READY)
+
+train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='key=value …' overrides)
+	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
+
+test: $(READY) ## run every test (ARGS='…' are passed to pytest)
+	@$(BIN) -m pytest $(ARGS)
+
+lint: $(READY) ## check style with ruff
+	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .
+
+format: $(READY) ## rewrite style with ruff
+	@$(BIN) -m ruff check --fix . && $(BIN) -m ruff format .
+
+clean: ## remove the virtual environment and caches, never runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -1,0 +1,132 @@
+"""The engine that every estimator shares: units of remembered micro-batches, isolation, one reduction over ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..optim import Estimate
+from .isolation import isolated
+from .readout import Readout, readout_for
+from .reduction import DiagonalSum, rank_of, world_size_of
+from .sampling import choose_units, key_to_seed, keyed_generator
+from .tap import MicroBatch, Tap, model_device
+
+
+class UnitEstimator:
+    """Base of the estimators that average over units; a subclass says in `add_unit` what one unit adds.
+
+    Args:
+        model: the module that the training loop calls with the batch.
+        fraction: share of the rows of the accumulation window used on each rank, in (0, 1].
+        units: units to form from them on each rank. With batch normalization in training mode a unit is always a
+            whole micro-batch, and `fraction` a share of the micro-batches.
+        seed: key of all that is drawn, with the optimizer step, the rank and the unit.
+        readout: where predictions and labels are; found from the model by default.
+        process_group: ranks that hold different rows of one batch; the default group when None. Tensor-parallel
+            ranks, which share rows, must not be in it together.
+
+    Raises:
+        ValueError: `fraction` or `units` out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        fraction: float = 0.25,
+        units: int = 8,
+        seed: int = 0,
+        readout: Readout | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}.")
+        if not isinstance(units, int) or units < 1:
+            raise ValueError(f"units must be a whole number of at least 1, got {units!r}.")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.model = model
+        self.fraction, self.units, self.seed = fraction, units, seed
+        self.readout = readout or readout_for(model)
+        self.process_group = process_group
+        self._tap = Tap(model)
+
+    def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
+        """Add one unit's contribution to the sum and its predictions to the count.
+
+        Args:
+            batch: the unit's rows.
+            key: (seed, step, rank, unit), for `keyed_generator`.
+            total: where the contribution goes.
+            counts: False for a unit that only keeps the ranks' collectives in step and must add 0.
+        """
+        raise NotImplementedError
+
+    def arm(self, due: bool) -> None:
+        """Remember the coming micro-batches when the next step is due, forget them otherwise."""
+        self._tap.open = due
+        self._tap.noted_labels = None
+        self._tap.take()
+
+    def note_labels(self, labels: Tensor | None) -> None:
+        """Say which labels belong to the coming forward, when the model itself is not given them.
+
+        Only their mask (-100) is read. Call it before the forward; it holds until the next call or step.
+        """
+        self._tap.noted_labels = labels
+
+    def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
+        """One estimate from the remembered micro-batches, the same on every rank of the process group.
+
+        Raises:
+            ValueError: the readout finds no predictions, or no labels where it needs them; the optimizer trains
+                no parameter of the model.
+        """
+        own = set(self.model.parameters())
+        if not any(param in own for param in params):
+            raise ValueError(
+                f"the optimizer trains no parameter of the {type(self.model).__name__} given to {type(self).__name__}: "
+                "build both from the same model."
+            )
+        batches = self._tap.take()
+        rank = rank_of(self.process_group)
+        total = DiagonalSum(params, self.model, self.process_group)
+        chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
+        if batches or total.sharded:
+            with self._tap.paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
+                for unit in range(total.units_to_run(len(chosen))):
+                    batch, rows = chosen[min(unit, len(chosen) - 1)]
+                    key = (self.seed, step, rank, unit)
+                    self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
+        return total.reduced(bool(batches), self._nothing_seen())
+
+    def _choose_units(self, batches: list[MicroBatch], generator: torch.Generator) -> list[tuple[int, Tensor]]:
+        if not batches:
+            return []
+        if not _rows_depend_on_each_other(self.model):
+            return choose_units([b.num_rows for b in batches], self.fraction, self.units, generator)
+        whole = choose_units([1] * len(batches), self.fraction, len(batches), generator)
+        return [(batch, torch.arange(batches[batch].num_rows)) for batch, _ in whole]
+
+    def autocast_of(self, batch: MicroBatch) -> contextlib.AbstractContextManager:
+        """The autocast state that the training forward ran under."""
+        if batch.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(model_device(self.model).type, dtype=batch.autocast_dtype)
+
+    def _nothing_seen(self) -> str:
+        return (
+            f"{type(self.model).__name__} was not called in training mode with gradients enabled before the step, so "
+            "there is no batch to estimate from. Give the estimator the very module that the training loop calls, "
+            "and call it (not a method of it) to compute the loss"
+        )
+
+
+def _rows_depend_on_each_other(model: nn.Module) -> bool:
+    """Batch normalization in training mode: a part of a micro-batch would be another function of the parameters."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
