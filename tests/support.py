@@ -135,3 +135,23 @@ def run_worker(name, *arguments, processes=1, timeout=150, expect=0):
     )
     assert expect is None or result.returncode == expect, result.stdout[-3000:] + result.stderr[-6000:]
     return result
+
+
+class Toy(torch.nn.Module):
+    """A small classifier with a branch that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, VOCABULARY))
+
+    def forward(self, x, labels=None):
+        return self.net(x)
+
+
+def toy_batches(step, rank, rows=4):
+    """The micro-batches of one rank at one step: one of `rows` rows, with more masked labels on rank 1."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    x = torch.randn(rows, 6, generator=generator)
+    labels = torch.randint(VOCABULARY, (rows,), generator=generator)
+    labels[: 1 + 2 * rank] = -100
+    return [(x, labels)]

@@ -1,0 +1,63 @@
+"""DDP and FSDP2 on two real processes against one process with the same samples and units."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import Toy, fixed_labels, run_worker, toy_batches
+
+
+def reference(units, beta2=0.5):
+    """(1 − β₂) Σ_u S_u² / N at the initial weights; `units` lists the rows of each unit as (rank, row) pairs."""
+    torch.manual_seed(0)
+    model = Toy()
+    params = dict(model.named_parameters())
+    data = {rank: toy_batches(0, rank)[0] for rank in (0, 1)}
+    sums, n = {k: torch.zeros_like(p) for k, p in params.items()}, 0
+    for unit in units:
+        kept = [(data[r][0][i], data[r][1][i]) for r, i in unit if data[r][1][i] != -100]
+        n += len(kept)
+        if kept:
+            loss = sum(F.cross_entropy(model(x), fixed_labels(y)) for x, y in kept)
+            for k, g in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True):
+                sums[k] += g.square()
+    return {k: (1 - beta2) * s / n for k, s in sums.items()}
+
+
+def run(tmp_path, layout, steps=1):
+    run_worker("parallel", tmp_path, layout, steps, processes=2, timeout=100)
+    return [torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1)]
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for name, value in expected.items():
+        assert (actual[name] - value).abs().max() <= tolerance * value.abs().max(), name
+
+
+EACH_ROW = [[(rank, row)] for rank in (0, 1) for row in range(4)]
+ROW_PAIRS = [[(0, row), (1, row)] for row in range(4)]
+
+
+@pytest.mark.parametrize("layout", ["ddp", "ddp-views", "ddp-static", "ddp-unused"])
+def test_ddp_equals_one_process(tmp_path, layout):
+    first = run(tmp_path, layout)
+    assert_close(first[0]["h"], reference(EACH_ROW))
+    assert all(torch.equal(first[0]["h"][k], first[1]["h"][k]) for k in first[0]["h"])
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "fsdp-no-reshard", "fsdp-mixed"])
+def test_fsdp2_equals_one_process_with_units_across_ranks(tmp_path, layout):
+    first = run(tmp_path, layout)
+    assert_close(first[0]["h"], reference(ROW_PAIRS), 0.03 if layout == "fsdp-mixed" else 1e-5)
+    assert first[0]["stats"] == first[1]["stats"] and first[0]["stats"]["hessian_updates"] == 1
+
+
+def test_static_graph_leaves_the_weights_equal_to_plain_ddp(tmp_path):
+    weights = {}
+    for layout in ("ddp", "ddp-static"):
+        (tmp_path / layout).mkdir()
+        weights[layout] = run(tmp_path / layout, layout, steps=7)
+        ranks = weights[layout]
+        assert ranks[0]["stats"]["hessian_updates"] == 4
+        assert all(torch.equal(ranks[0]["weights"][k], ranks[1]["weights"][k]) for k in ranks[0]["weights"])
+    for name, value in weights["ddp"][0]["weights"].items():
+        torch.testing.assert_close(weights["ddp-static"][0]["weights"][name], value, rtol=1e-5, atol=1e-6)

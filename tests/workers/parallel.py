@@ -1,0 +1,60 @@
+"""One or more steps of a plain loop on 2 gloo ranks, in a named layout; each rank writes what it ended with."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from support import FixedLabels, Toy, toy_batches
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from sophia_integrations import GaussNewtonBartlett, SophiaG
+from sophia_integrations.curvature import Readout
+
+out, layout, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+model = Toy()
+wrapped = model
+if layout.startswith("fsdp"):
+    options = {"reshard_after_forward": layout != "fsdp-no-reshard"}
+    if layout == "fsdp-mixed":
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.net:
+        if list(layer.parameters()):
+            fully_shard(layer, **options)
+    fully_shard(model, **options)
+else:
+    options = {
+        "ddp": {},
+        "ddp-views": {"gradient_as_bucket_view": True},
+        "ddp-static": {"static_graph": True},
+        "ddp-unused": {"find_unused_parameters": True},
+    }[layout]
+    wrapped = DistributedDataParallel(model, **options)
+estimator = GaussNewtonBartlett(model, fraction=1.0, units=64, readout=Readout(FixedLabels()))
+optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
+for step in range(steps):
+    for x, labels in toy_batches(step, rank):
+        F.cross_entropy(wrapped(x, labels=labels), labels, reduction="sum").backward()
+    grads = [p.grad for p in model.parameters()]
+    before = [None if g is None else g.clone() for g in grads]
+    optimizer.step()
+    assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+    for g, b in zip(grads, before, strict=True):
+        assert g is None or torch.equal(getattr(g, "_local_tensor", g), getattr(b, "_local_tensor", b))
+    optimizer.zero_grad()
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+stats = {k: float(v) for k, v in optimizer.stats().items() if k != "hessian_seconds"}
+h = {n: full(optimizer.state[p]["hessian"]) for n, p in model.named_parameters() if p in optimizer.state}
+weights = {n: full(p.detach()) for n, p in model.named_parameters()}
+torch.save({"h": h, "weights": weights, "stats": stats}, out / f"rank{rank}.pt")
+dist.destroy_process_group()
