@@ -10,6 +10,10 @@ from .sampling import keyed_generator
 from .tap import MicroBatch
 
 
+FLOAT16_LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
+"""Tried in turn in float16, where small gradients vanish and large ones overflow; the square is scaled back."""
+
+
 class GaussNewtonBartlett(UnitEstimator):
     """ĥ = (Σ_u S_u²) / N, unbiased for the Gauss-Newton diagonal of the mean loss (arXiv 2305.14342, §2.3).
 
@@ -24,6 +28,20 @@ class GaussNewtonBartlett(UnitEstimator):
     """
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
+        scales = FLOAT16_LOSS_SCALES if self._runs_in_float16(batch) else (1.0,)
+        for scale in scales:
+            predictions = self._backward(batch, key, counts, scale, always=total.sharded)
+            if scale == scales[-1] or total.gradients_are_finite():
+                break
+            total.discard_gradients()
+        total.add_squared_gradients(scale)
+        total.count(predictions)
+
+    def _backward(self, batch: MicroBatch, key: tuple[int, ...], counts: bool, scale: float, always: bool) -> int:
+        """Backward of `scale` × the summed loss at sampled labels; returns the predictions that count.
+
+        Without any, there is no backward, unless `always`: other ranks may wait for this one's gradients.
+        """
         likelihood = self.readout.likelihood
         with torch.enable_grad():
             with self.autocast_of(batch):
@@ -35,8 +53,9 @@ class GaussNewtonBartlett(UnitEstimator):
             detached = prediction.detach()
             sampled = likelihood.sample(detached, labels, keyed_generator(detached.device, *key))
             predictions = int(likelihood.count(detached, sampled)) if counts else 0
-            if predictions or total.sharded:
-                loss = likelihood.nll_sum(prediction, sampled)
-                (loss if counts else 0 * loss).backward()
-        total.add_squared_gradients()
-        total.count(predictions)
+            if predictions or always:
+                (likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)).backward()
+        return predictions
+
+    def _runs_in_float16(self, batch: MicroBatch) -> bool:
+        return batch.autocast_dtype == torch.float16 or any(p.dtype == torch.float16 for p in self.model.parameters())

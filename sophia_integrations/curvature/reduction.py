@@ -54,6 +54,21 @@ class DiagonalSum:
         """Add to N."""
         self._predictions += predictions
 
+    def gradients_are_finite(self) -> bool:
+        """Whether every parameter's `.grad` is finite, on all ranks where a unit spans them."""
+        grads = [local(p.grad) for p in self._sums if p.grad is not None]
+        finite = all(bool(g.isfinite().all()) for g in grads)
+        if self.sharded and is_distributed(self._group):
+            agreed = torch.tensor(int(finite), device=self._flat[0].device)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=self._group)
+            return bool(agreed)
+        return finite
+
+    def discard_gradients(self) -> None:
+        """Clear every parameter's `.grad`."""
+        for param in self._sums:
+            param.grad = None
+
     def add_squared_gradients(self, scale: float = 1.0) -> None:
         """Add (`.grad` / scale)² for each parameter and clear `.grad`; with shards it is the ranks' mean gradient."""
         factor = (world_size_of(self._group) if self.sharded else 1) / scale
