@@ -109,12 +109,16 @@ def test_other_heads_are_refused_by_name(tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_all_labels_masked_makes_no_update_and_the_run_continues(tmp_path):
-    rows = token_rows(48, masked=False)
-    for row in rows[20:24]:
-        row["labels"][:] = -100
-    trainer = make_trainer(
-        tmp_path, data=rows, max_steps=12, logging_steps=1, optim_args="hessian_interval=5", train_sampling_strategy="sequential"
-    )
+    trainer = make_trainer(tmp_path, max_steps=12, logging_steps=1, optim_args="hessian_interval=5")
+    collate, batches = trainer.data_collator, []
+
+    def mask_the_sixth_batch(rows):
+        batches.append(collate(rows))
+        if len(batches) == 6:
+            batches[-1]["labels"][:] = -100
+        return batches[-1]
+
+    trainer.data_collator = mask_the_sixth_batch
     trainer.train()
     stats = sophia_of(trainer).stats()
     assert trainer.state.global_step == 12

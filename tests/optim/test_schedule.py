@@ -146,6 +146,7 @@ def test_learning_rate_schedulers_drive_it(curvature, scripted):
 
 def test_the_closure_runs_first_with_gradients_enabled(scripted):
     model = torch.nn.Linear(3, 2)
+    torch.nn.init.ones_(model.weight)
     calls = []
     estimator = scripted(lambda step, params: calls.append("estimate") or [torch.ones_like(p) for p in params])
     optimizer = SophiaG(model.parameters(), lr=0.1, hessian_interval=2, estimator=estimator)
