@@ -2,7 +2,8 @@
 
 from .estimator import Estimate, HessianEstimator
 from .reference import reference_step
-from .sharding import local, whole
+from .sharding import local
 from .sophia import SophiaG
+from .sophia_h import SophiaH
 
-__all__ = ["Estimate", "HessianEstimator", "SophiaG", "local", "reference_step", "whole"]
+__all__ = ["Estimate", "HessianEstimator", "SophiaG", "SophiaH", "local", "reference_step"]

@@ -10,6 +10,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def whole(value: Tensor) -> Tensor:
-    """A DTensor gathered from all ranks, which must call this together; any other tensor itself."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
+    """The sum over ranks of a value that each computed on its shard of `param`; all ranks must call this together."""
+    if not hasattr(param, "to_local"):
+        return value
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    placements = [Partial() if isinstance(p, Shard) else Replicate() for p in param.placements]
+    return DTensor.from_local(value, param.device_mesh, placements).full_tensor()

@@ -20,9 +20,10 @@ from .checks import (
 )
 from .estimator import Estimate, HessianEstimator
 from .functional import sophia_update
-from .sharding import local, whole
+from .sharding import local
+from .statistics import curvature_statistics, total
 
-_COUNTERS = ("step", "hessian_updates", "hessian_skipped")
+_COUNTERS = ("step", "hessian_updates", "hessian_skipped", "hessian_step")
 
 
 class SophiaG(Optimizer):
@@ -198,29 +199,25 @@ class SophiaG(Optimizer):
     def stats(self) -> dict[str, Any]:
         """Diagnostics of the last step; tensors stay on their device until read, nothing is computed before.
 
+        With sharded parameters every rank must call it, as they add up their shards.
+
         Returns:
             `win_rate`: share of coordinates that are not clipped, |m| < ρh; healthy is 0.1 to 0.5.
-            `hessian_norm`: L2 norm of h over all parameters, in loss / θ².
+            `hessian_norm`, `hessian_zero_fraction`, `hessian_quantiles`: the size of h, in loss / θ²
+                (`optim.statistics.QUANTILES`).
+            `hessian_age`: steps since the last estimate; None before the first.
             `hessian_updates`, `hessian_skipped`: estimates made and dropped since the run began.
             `hessian_seconds`: time spent in Hessian passes by this process.
             `nonfinite_gradients`: coordinates left untouched by this process because their gradient was not finite.
         """
-        unclipped, squares, total = [], [], 0
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param)
-                if state:
-                    unclipped.append(whole((state["exp_avg"].abs() < group["rho"] * state["hessian"]).sum()))
-                    squares.append(whole(torch.linalg.vector_norm(state["hessian"], dtype=torch.float64)).square())
-                    total += param.numel()
         group = self.param_groups[0]
         return {
-            "win_rate": _total(unclipped) / max(total, 1),
-            "hessian_norm": _total(squares).sqrt(),
+            **curvature_statistics(self.param_groups, self.state),
+            "hessian_age": group["step"] - 1 - group["hessian_step"] if group["hessian_updates"] else None,
             "hessian_updates": group["hessian_updates"],
             "hessian_skipped": group["hessian_skipped"],
             "hessian_seconds": self.hessian_seconds,
-            "nonfinite_gradients": _total(list(self._bad_coordinates.values())),
+            "nonfinite_gradients": total(list(self._bad_coordinates.values())),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -249,6 +246,8 @@ class SophiaG(Optimizer):
         self.hessian_seconds += self._clock() - started
 
     def _fold(self, estimate: Estimate) -> None:
+        if not estimate.captured and not any(group["lr"] for group in self.param_groups):
+            return  # torch.distributed.checkpoint makes a step with lr 0 and no batch, only to create the state
         if estimate.diagonal is None:
             self._count("hessian_skipped")
             self._last_drop = estimate.dropped or "the estimate was dropped"
@@ -262,6 +261,8 @@ class SophiaG(Optimizer):
                 if param in estimate.diagonal:
                     h = self._state_of(param)["hessian"]
                     local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
+        for group in self.param_groups:
+            group["hessian_step"] = group["step"]
         self._count("hessian_updates")
 
     def _refuse_signum(self) -> None:
@@ -288,8 +289,8 @@ class SophiaG(Optimizer):
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
         )
-        total = self._bad_coordinates.get(param.device)
-        self._bad_coordinates[param.device] = bad if total is None else total.add_(bad)
+        earlier = self._bad_coordinates.get(param.device)
+        self._bad_coordinates[param.device] = bad if earlier is None else earlier.add_(bad)
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
@@ -335,9 +336,3 @@ class SophiaG(Optimizer):
 def _state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
-
-def _total(values: list[Tensor]) -> Tensor:
-    """Sum of 0-dim tensors that may lie on several devices."""
-    if not values:
-        return torch.zeros(())
-    return torch.stack([v.to(values[0].device) for v in values]).sum()

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
 from support import Toy, fixed_labels, run_worker, toy_batches
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from sophia_integrations import GaussNewtonBartlett, SophiaG
 
 
 def reference(units, beta2=0.5):
@@ -23,8 +27,8 @@ def reference(units, beta2=0.5):
     return {k: (1 - beta2) * s / n for k, s in sums.items()}
 
 
-def run(tmp_path, layout, steps=1):
-    run_worker("parallel", tmp_path, layout, steps, processes=2, timeout=100)
+def run(tmp_path, layout, steps=1, *arguments):
+    run_worker("parallel", tmp_path, layout, steps, *arguments, processes=2, timeout=100)
     return [torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1)]
 
 
@@ -61,3 +65,22 @@ def test_static_graph_leaves_the_weights_equal_to_plain_ddp(tmp_path):
         assert all(torch.equal(ranks[0]["weights"][k], ranks[1]["weights"][k]) for k in ranks[0]["weights"])
     for name, value in weights["ddp"][0]["weights"].items():
         torch.testing.assert_close(weights["ddp-static"][0]["weights"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch")
+def test_checkpoint_of_two_sharded_ranks_opens_in_one_process(tmp_path):
+    saved = run(tmp_path, "fsdp", 3, tmp_path / "checkpoint")[0]
+    model = Toy()
+    optimizer = SophiaG(model.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, hessian_interval=2)
+    optimizer.estimator = GaussNewtonBartlett(model)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    checkpoint.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=tmp_path / "checkpoint")
+    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    for name, param in model.named_parameters():
+        assert torch.equal(param, saved["weights"][name])
+        assert torch.equal(optimizer.state[param]["hessian"], saved["h"][name])
+        assert torch.equal(optimizer.state[param]["exp_avg"], saved["m"][name])
+    stats = optimizer.stats()
+    assert optimizer.param_groups[0]["step"] == 3 and stats["hessian_updates"] == 2
+    for key in ("win_rate", "hessian_norm", "hessian_zero_fraction", "hessian_age"):
+        assert float(stats[key]) == pytest.approx(saved["stats"][key]), key

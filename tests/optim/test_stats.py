@@ -30,6 +30,7 @@ def test_stats_by_hand(scripted):
 
 def test_stats_before_the_first_step():
     stats = SophiaG([torch.nn.Parameter(torch.ones(3))]).stats()
+    assert stats.pop("hessian_age") is None and not stats.pop("hessian_quantiles").any()
     assert all(float(value) == 0 for value in stats.values())
 
 
@@ -81,3 +82,19 @@ def test_update_hessian_drops_and_counts_what_is_not_finite():
         optimizer.update_hessian(4)
     assert torch.equal(optimizer.state[param]["hessian"], before)
     assert (optimizer.stats()["hessian_updates"], optimizer.stats()["hessian_skipped"]) == (1, 5)
+
+
+def test_age_zeros_and_quantiles_of_the_curvature():
+    param = torch.nn.Parameter(torch.zeros(101))
+    optimizer = SophiaG([param], lr=0.1, betas=(0.9, 0.0), hessian_interval=3)
+    param.grad = torch.arange(101, dtype=torch.float32).sqrt()
+    ages = []
+    for step in range(5):
+        if step % 3 == 0:
+            optimizer.update_hessian(2)
+        optimizer.step()
+        ages.append(optimizer.stats()["hessian_age"])
+    assert ages == [0, 1, 2, 0, 1]
+    stats = optimizer.stats()
+    assert float(stats["hessian_zero_fraction"]) == pytest.approx(1 / 101)
+    torch.testing.assert_close(stats["hessian_quantiles"], torch.tensor([10.0, 50.0, 100.0, 150.0, 190.0]))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
 from support import FixedLabels, Toy, toy_batches
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,8 +55,12 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-stats = {k: float(v) for k, v in optimizer.stats().items() if k != "hessian_seconds"}
+stats = {k: float(v) for k, v in optimizer.stats().items() if k not in ("hessian_seconds", "hessian_quantiles")}
 h = {n: full(optimizer.state[p]["hessian"]) for n, p in model.named_parameters() if p in optimizer.state}
 weights = {n: full(p.detach()) for n, p in model.named_parameters()}
-torch.save({"h": h, "weights": weights, "stats": stats}, out / f"rank{rank}.pt")
+if len(sys.argv) > 4:
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=sys.argv[4])
+m = {n: full(optimizer.state[p]["exp_avg"]) for n, p in model.named_parameters() if p in optimizer.state}
+torch.save({"h": h, "m": m, "weights": weights, "stats": stats}, out / f"rank{rank}.pt")
 dist.destroy_process_group()
