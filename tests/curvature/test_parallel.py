@@ -84,3 +84,14 @@ def test_checkpoint_of_two_sharded_ranks_opens_in_one_process(tmp_path):
     assert optimizer.param_groups[0]["step"] == 3 and stats["hessian_updates"] == 2
     for key in ("win_rate", "hessian_norm", "hessian_zero_fraction", "hessian_age"):
         assert float(stats[key]) == pytest.approx(saved["stats"][key]), key
+
+
+def test_soak_with_masked_batches_and_nan_losses(tmp_path):
+    run_worker("soak", tmp_path, processes=2, timeout=120)
+    first, second = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    assert first["counters"] == second["counters"] and first["counters"]["step"] == 300
+    assert first["finite"] and second["finite"]
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
+    assert first["seen"]["masked"] + second["seen"]["masked"] > 20 and first["seen"]["nan"] + second["seen"]["nan"] > 5
+    assert first["counters"]["hessian_skipped"] > 0 and first["counters"]["hessian_updates"] > 80
+    assert first["skipped_coordinates"] == second["skipped_coordinates"] > 0
