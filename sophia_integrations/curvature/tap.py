@@ -64,21 +64,25 @@ class Tap:
         self._remembered.clear()
         return taken
 
-    @contextlib.contextmanager
-    def paused(self):
-        """No remembering inside: the Hessian pass calls the model itself."""
-        was_open, self.open = self.open, False
-        try:
-            yield
-        finally:
-            self.open = was_open
-
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember one call of the model."""
-        if not (self.open and module is self.model and module.training and torch.is_grad_enabled()):
+        if _passes_running or not (self.open and module is self.model and module.training and torch.is_grad_enabled()):
             return
         args, kwargs = tree_map(_detached, (args, kwargs))
         self._remembered.append(MicroBatch(args, kwargs, self.noted_labels, _autocast_dtype(self.model)))
+
+
+_passes_running: list[None] = []
+
+
+@contextlib.contextmanager
+def taps_paused():
+    """No tap of any model remembers inside: a Hessian pass calls the model itself."""
+    _passes_running.append(None)
+    try:
+        yield
+    finally:
+        _passes_running.pop()
 
 
 class _Hook:
