@@ -55,6 +55,21 @@ def test_fsdp2_equals_one_process_with_units_across_ranks(tmp_path, layout):
     assert first[0]["stats"] == first[1]["stats"] and first[0]["stats"]["hessian_updates"] == 1
 
 
+def test_tensor_parallel_ranks_share_rows_and_labels(tmp_path):
+    first = run(tmp_path, "tp", 3)
+    fresh = run(tmp_path, "tp", 1)
+    assert_close(fresh[0]["h"], reference([[(0, row)] for row in range(4)]))
+    for ranks in (first, fresh):
+        assert ranks[0]["stats"] == ranks[1]["stats"]
+        assert all(torch.equal(ranks[0]["weights"][k], ranks[1]["weights"][k]) for k in ranks[0]["weights"])
+
+
+def test_a_rank_without_a_batch_joins_and_gets_the_others_estimate(tmp_path):
+    ranks = run(tmp_path, "empty")
+    for rank in ranks:
+        assert_close(rank["h"], reference([[(0, row)] for row in range(4)]))
+
+
 def test_static_graph_leaves_the_weights_equal_to_plain_ddp(tmp_path):
     weights = {}
     for layout in ("ddp", "ddp-static"):

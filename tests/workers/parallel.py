@@ -9,7 +9,9 @@ import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
 from support import FixedLabels, Toy, toy_batches
 from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
@@ -20,8 +22,15 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
 model = Toy()
-wrapped = model
-if layout.startswith("fsdp"):
+wrapped, group, data_rank = model, None, rank
+if layout == "tp":
+    plan = {"net.0": ColwiseParallel(), "net.2": RowwiseParallel()}
+    parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
+    alone = [dist.new_group([r]) for r in range(2)]
+    group, data_rank = alone[rank], 0
+elif layout == "empty":
+    pass
+elif layout.startswith("fsdp"):
     options = {"reshard_after_forward": layout != "fsdp-no-reshard"}
     if layout == "fsdp-mixed":
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -37,11 +46,20 @@ else:
         "ddp-unused": {"find_unused_parameters": True},
     }[layout]
     wrapped = DistributedDataParallel(model, **options)
-estimator = GaussNewtonBartlett(model, fraction=1.0, units=64, readout=Readout(FixedLabels()))
+estimator = GaussNewtonBartlett(
+    model, fraction=1.0, units=64, readout=Readout(FixedLabels()), process_group=group
+)
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
 for step in range(steps):
-    for x, labels in toy_batches(step, rank):
-        F.cross_entropy(wrapped(x, labels=labels), labels, reduction="sum").backward()
+    if layout == "empty" and rank == 1:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+    else:
+        for x, labels in toy_batches(step, data_rank):
+            F.cross_entropy(wrapped(x, labels=labels), labels, reduction="sum").backward()
+    if layout == "empty":
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
     grads = [p.grad for p in model.parameters()]
     before = [None if g is None else g.clone() for g in grads]
     optimizer.step()
