@@ -64,6 +64,21 @@ def test_tensor_parallel_ranks_share_rows_and_labels(tmp_path):
         assert all(torch.equal(ranks[0]["weights"][k], ranks[1]["weights"][k]) for k in ranks[0]["weights"])
 
 
+def test_ranks_draw_their_own_labels(tmp_path):
+    both = run(tmp_path, "ddp-same-rows")[0]["h"]
+    torch.manual_seed(0)
+    model = Toy()
+    estimator = GaussNewtonBartlett(model, fraction=1.0, units=64)
+    optimizer = SophiaG(model.parameters(), lr=1e-2, betas=(0.9, 0.5), estimator=estimator)
+    x, labels = toy_batches(0, 0)[0]
+    F.cross_entropy(model(x, labels=labels), labels).backward()
+    optimizer.step()
+    for name, param in model.named_parameters():
+        alone = optimizer.state[param]["hessian"]
+        assert torch.linalg.norm(both[name] - alone) > 0.1 * torch.linalg.norm(alone)
+        assert 0.2 < both[name].sum() / alone.sum() < 5
+
+
 def test_a_rank_without_a_batch_joins_and_gets_the_others_estimate(tmp_path):
     ranks = run(tmp_path, "empty")
     for rank in ranks:

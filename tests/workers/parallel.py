@@ -22,7 +22,9 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
 model = Toy()
-wrapped, group, data_rank = model, None, rank
+wrapped, group, data_rank, readout = model, None, rank, Readout(FixedLabels())
+if layout == "ddp-same-rows":
+    data_rank, readout = 0, Readout()
 if layout == "tp":
     plan = {"net.0": ColwiseParallel(), "net.2": RowwiseParallel()}
     parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
@@ -41,13 +43,14 @@ elif layout.startswith("fsdp"):
 else:
     options = {
         "ddp": {},
+        "ddp-same-rows": {},
         "ddp-views": {"gradient_as_bucket_view": True},
         "ddp-static": {"static_graph": True},
         "ddp-unused": {"find_unused_parameters": True},
     }[layout]
     wrapped = DistributedDataParallel(model, **options)
 estimator = GaussNewtonBartlett(
-    model, fraction=1.0, units=64, readout=Readout(FixedLabels()), process_group=group
+    model, fraction=1.0, units=64, readout=readout, process_group=group
 )
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
 for step in range(steps):

@@ -1,0 +1,184 @@
+"""The run folder: where a run keeps everything, and whether a recipe may go on in it.
+
+    recipe.yaml  data.json  metrics.jsonl  tokenizer/  checkpoint-N/  tensorboard/  model/  summary.json  loss.png
+
+``summary.json`` is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .cache import write_aside
+from .data import absolute_globs
+from .errors import UserError
+from .schema import Recipe
+from .yaml_places import RecipeDumper, parse
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, two runs in one folder are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+RECIPE = "recipe.yaml"
+
+
+def resolve(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with its defaults filled in and file patterns made absolute; without ``run_dir``, so that a run
+    folder can be moved."""
+    settings = recipe.model_dump(exclude={"run_dir"}, exclude_none=True)
+    data = settings["data"]
+    for key in ("files", "validation_files"):
+        if key in data:
+            data[key] = absolute_globs(data[key], Path.cwd())
+    if "source" not in data and "validation_files" in data:
+        del data["validation_fraction"]
+    return settings
+
+
+class RunFolder:
+    """Names the files of one run folder and answers what state it is in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / RECIPE
+        self.data = path / "data.json"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.tokenizer = path / "tokenizer"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+
+    @property
+    def complete(self) -> bool:
+        """Whether a run ended here."""
+        return self.summary.is_file() and self.recipe.is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to lose: a logged loss or a checkpoint, whole or not."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return self.complete or logged or any(self.path.glob("*checkpoint-*"))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a complete run; raises `UserError` when it is damaged."""
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{self.summary} is damaged; delete it and run again to write it anew") from None
+
+    def require_same(self, settings: dict[str, Any]) -> None:
+        """Raises `UserError`, naming the differing keys, when this folder belongs to another recipe."""
+        if not self.recipe.is_file():
+            if self.path.is_dir() and set(os.listdir(self.path)) - {".lock"}:
+                raise UserError(
+                    f"{self.path} is not empty and no run folder (no {RECIPE} in it); choose another with run_dir=PATH"
+                )
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.path} is a file, not a folder; choose another with run_dir=PATH")
+            return
+        here = parse(self.recipe.read_text(encoding="utf-8"), lambda line, column: f"{self.recipe}:{line}:{column}")
+        if self.begun and (here.problems or not isinstance(here.value, dict)):
+            raise UserError(f"{self.recipe} is damaged; choose another folder with run_dir=PATH, or use --fresh")
+        changes = differences(here.value, settings)
+        if changes and self.begun:
+            raise UserError(
+                f"{self.path} holds a run of another recipe: {'; '.join(changes)}. Use --fresh to start in a new "
+                "numbered folder, or run_dir=PATH to choose one"
+            )
+
+    def prepare(self) -> None:
+        """Makes the folder and proves that it can be written; raises `UserError` when it cannot."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                probe.write(b"\0" * 65536)
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.path} cannot be written ({error.strerror}); make room or choose another "
+                "with run_dir=PATH"
+            ) from None
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Stores the resolved recipe; what a run left that never logged or saved anything is cleared away."""
+        self.require_same(settings)
+        if not self.begun:
+            self.data.unlink(missing_ok=True)
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
+            text = "# The resolved recipe of this run. To resume it, or to see how it ended:\n"
+            text += f"#   sophia train {self.recipe}\n"
+            text += yaml.dump(settings, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
+            write_text(self.recipe, text)
+
+    def require_same_data(self, text: str) -> None:
+        """Stores `text` (counts and digest) or compares it: raises `UserError` when the data changed meanwhile."""
+        digest = json.loads(text)["digest"]
+        if self.data.is_file():
+            try:
+                before = json.loads(self.data.read_text(encoding="utf-8"))["digest"]
+            except (ValueError, KeyError):
+                raise UserError(f"{self.data} is damaged; use --fresh to start in a new numbered folder") from None
+            if before != digest:
+                raise UserError(
+                    f"the text or the tokenizer changed since the run in {self.path} began, so it cannot go on "
+                    "exactly; restore the files, or use --fresh to start anew"
+                )
+        else:
+            write_text(self.data, text)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process; raises `UserError` when another process trains in it."""
+        with open(self.path / ".lock", "w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise UserError(f"another process is training in {self.path}; wait for it or use --fresh") from None
+            yield
+
+
+def choose_folder(recipe: Recipe, file: Path, *, fresh: bool) -> RunFolder:
+    """The folder of this run: ``run_dir``, else the folder of a resolved recipe, else ``runs/<name>``.
+
+    With `fresh`, the first of ``name``, ``name-2``, ``name-3``, … that does not exist.
+    """
+    if recipe.run_dir is not None:
+        path = Path(recipe.run_dir).expanduser()
+    elif file.name == RECIPE and (file.parent / ".lock").is_file():
+        path = file.parent
+    else:
+        path = Path("runs") / file.stem
+    if fresh:
+        number, base = 1, path
+        while path.exists() or path.is_symlink():
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+    return RunFolder(path)
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """Each differing key of two nested mappings, as ``training.max_steps (there 600, asked 50)``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in dict.fromkeys([*old, *new]):
+            found += differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        return found
+    if old == new and isinstance(old, bool) == isinstance(new, bool):
+        return []
+    shown = ["nothing" if value is None else json.dumps(value, ensure_ascii=False) for value in (old, new)]
+    return [f"{at} (there {shown[0]}, asked {shown[1]})"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small text file as a whole."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Reports: read run folders and draw or compare them.  Never trains, never imports the training code."""

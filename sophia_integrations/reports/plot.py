@@ -1,0 +1,88 @@
+"""``loss.png``: training and validation loss over steps, Sophia's win rate beneath; reads a run folder only."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..recipes.errors import UserError
+from ..recipes.events import read_metrics
+
+_TRAIN, _VALIDATION, _WIN = "#9db7d5", "#1f4e8c", "#c8553d"
+_HEALTHY = (0.1, 0.5)
+
+
+def plot_run(run_dir: str | os.PathLike[str]) -> Path:
+    """Draws ``loss.png`` in `run_dir` from its ``metrics.jsonl`` and returns its path.
+
+    Raises `UserError` when the folder has no metrics to draw.
+    """
+    folder = Path(run_dir)
+    events = _events(folder)
+    train = _series(events, "loss")
+    validation = _series(events, "eval_loss")
+    win_rate = _series(events, "sophia/win_rate")
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [3, 1] if win_rate[0] else [1]
+    figure = Figure(figsize=(8, 5.5 if win_rate[0] else 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    top = axes[0]
+    if train[0]:
+        top.plot(*train, color=_TRAIN, linewidth=1.6, label="training")
+    if validation[0]:
+        top.plot(*validation, color=_VALIDATION, linewidth=1.8, marker="o", markersize=4, label="validation")
+        last = validation[1][-1]
+        top.annotate(f"{last:.3f}", (validation[0][-1], last), (0, 9), textcoords="offset points", ha="right",
+                     color=_VALIDATION, fontweight="bold")  # fmt: skip
+    top.set_ylabel("loss (nats per token)")
+    top.set_title(_title(folder), loc="left", fontsize=11)
+    if train[0] or validation[0]:
+        top.legend(frameon=False)
+    if win_rate[0]:
+        bottom = axes[1]
+        bottom.axhspan(*_HEALTHY, color=_WIN, alpha=0.1, linewidth=0)
+        bottom.annotate("healthy: 0.1 to 0.5", (0.99, _HEALTHY[1]), (0, -3), xycoords=("axes fraction", "data"),
+                        textcoords="offset points", ha="right", va="top", fontsize=8, color=_WIN)  # fmt: skip
+        bottom.plot(*win_rate, color=_WIN, linewidth=1.4)
+        bottom.set_ylim(0, max(0.6, *win_rate[1]) if max(win_rate[1]) <= 0.95 else 1)
+        bottom.set_ylabel("win rate")
+    axes[-1].set_xlabel("optimizer step")
+    for axis in axes:
+        axis.grid(True, color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.02)
+    target = folder / "loss.png"
+    figure.savefig(target)
+    return target
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(f"{folder} is no run folder with metrics (it has no metrics.jsonl); give one such as runs/NAME")
+    events = read_metrics(metrics)
+    if not any(event.get(name) is not None for event in events for name in ("loss", "eval_loss")):
+        raise UserError(f"{metrics} holds no finite loss; train at least training.logging_steps steps first")
+    return events
+
+
+def _series(events: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(event["step"], event[name]) for event in events if event.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _title(folder: Path) -> str:
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        size = summary["parameters"]
+        millions = f"{size / 1e6:.1f} M" if size >= 1e6 else f"{size / 1e3:.0f} k"
+        return f"{summary['model']} ({millions} parameters), optimizer {summary['optimizer']}"
+    except (OSError, ValueError, KeyError):
+        return folder.resolve().name

@@ -1,0 +1,119 @@
+"""A tiny recipe over a tiny corpus, shared by all tests of recipes, and the command line in a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT = 120  # seconds for one subprocess, on a busy machine
+
+RECIPE = """\
+# dropout stays at its default of 0.1, so that exactness covers the random state
+framework: hf
+task: pretrain
+model: {{config: {{model_type: gpt2, n_layer: 1, n_head: 2, n_embd: 32, n_positions: 32}}}}
+tokenizer: {{train: {{vocab_size: 300}}}}
+data:
+  files: ["{corpus}/*.txt"]
+  block_size: 32
+  validation_fraction: 0.3
+training:
+  optim: sophia
+  optim_args: rho=0.05,hessian_interval=4,beta1=0.9
+  learning_rate: 5e-3
+  max_steps: 120
+  per_device_train_batch_size: 4
+  logging_steps: 5
+  eval_strategy: steps
+  eval_steps: 20
+  save_steps: 10
+  save_total_limit: 3
+  use_cpu: true
+  seed: 1
+sample: {{prompt: "one", max_new_tokens: 8}}
+"""
+
+
+def _text(number: int) -> str:
+    words = "zero one two three four five six seven eight nine".split()
+    return "\n".join(" ".join(words[(line * number + k) % 10] for k in range(6)) for line in range(40)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a corpus")
+    for number in range(1, 11):
+        (folder / f"text {number}.txt").write_text(_text(number), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def recipe(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe folder") / "tiny.yaml"
+    path.write_text(RECIPE.format(corpus=corpus), encoding="utf-8")
+    return path
+
+
+class Sophia:
+    """The command ``sophia`` as a process of its own, outside the checkout."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    def start(self, *arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+        """Starts ``sophia arguments…`` in the folder `cwd`."""
+        environment = {
+            **os.environ,
+            "SOPHIA_CACHE": str(self.cache),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "sophia_integrations", *map(str, arguments)]
+        return subprocess.Popen(
+            command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a process that must end in time."""
+        try:
+            out, err = process.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return process.returncode, out, err
+
+    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+        """Waits until `condition` holds; fails when the process ends before."""
+        until = time.monotonic() + TIME_LIMIT
+        while not condition():
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                pytest.fail(f"ended before the condition held: {process.communicate()}")
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def sophia(cache: Path) -> Sophia:
+    return Sophia(cache)
