@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 from .hf.registration import register
 
 if TYPE_CHECKING:
-    from .curvature import GaussNewtonBartlett
-    from .optim import SophiaG
+    from .curvature import EmpiricalFisher, GaussNewtonBartlett, Hutchinson
+    from .optim import SophiaG, SophiaH
 
 __version__ = "0.1.0"
-__all__ = ["GaussNewtonBartlett", "SophiaG", "__version__"]
+__all__ = ["EmpiricalFisher", "GaussNewtonBartlett", "Hutchinson", "SophiaG", "SophiaH", "__version__"]
 
-_HOME = {"SophiaG": "optim", "GaussNewtonBartlett": "curvature"}
+_HOME = {
+    "SophiaG": "optim",
+    "SophiaH": "optim",
+    "EmpiricalFisher": "curvature",
+    "GaussNewtonBartlett": "curvature",
+    "Hutchinson": "curvature",
+}
 
 
 def __getattr__(name: str) -> Any:

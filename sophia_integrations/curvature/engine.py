@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..optim import Estimate
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import DiagonalSum, rank_of, world_size_of
+from .reduction import DiagonalSum, rank_of
 from .sampling import choose_units, key_to_seed, keyed_generator
-from .tap import MicroBatch, Tap, model_device
+from .tap import MicroBatch, Tap, model_device, taps_paused
 
 
 class UnitEstimator:
@@ -87,23 +87,26 @@ class UnitEstimator:
             ValueError: the readout finds no predictions, or no labels where it needs them; the optimizer trains
                 no parameter of the model.
         """
+        self._check_trains_model(params)
+        batches = self._tap.take()
+        rank = rank_of(self.process_group)
+        total = DiagonalSum(params, self.model, self.process_group)
+        chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
+        if batches or total.sharded:
+            with taps_paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
+                for unit in range(total.units_to_run(len(chosen))):
+                    batch, rows = chosen[min(unit, len(chosen) - 1)]
+                    key = (self.seed, step, rank, unit)
+                    self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
+        return total.reduced(bool(batches), self._nothing_seen())
+
+    def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())
         if not any(param in own for param in params):
             raise ValueError(
                 f"the optimizer trains no parameter of the {type(self.model).__name__} given to {type(self).__name__}: "
                 "build both from the same model."
             )
-        batches = self._tap.take()
-        rank = rank_of(self.process_group)
-        total = DiagonalSum(params, self.model, self.process_group)
-        chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
-        if batches or total.sharded:
-            with self._tap.paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
-                for unit in range(total.units_to_run(len(chosen))):
-                    batch, rows = chosen[min(unit, len(chosen) - 1)]
-                    key = (self.seed, step, rank, unit)
-                    self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
-        return total.reduced(bool(batches), self._nothing_seen())
 
     def _choose_units(self, batches: list[MicroBatch], generator: torch.Generator) -> list[tuple[int, Tensor]]:
         if not batches:
@@ -122,8 +125,8 @@ class UnitEstimator:
     def _nothing_seen(self) -> str:
         return (
             f"{type(self.model).__name__} was not called in training mode with gradients enabled before the step, so "
-            "there is no batch to estimate from. Give the estimator the very module that the training loop calls, "
-            "and call it (not a method of it) to compute the loss"
+            "there is no batch to estimate from. Give the estimator the very module that the training loop calls (the "
+            "compiled one after torch.compile), and call it (not a method of it) to compute the loss"
         )
 
 

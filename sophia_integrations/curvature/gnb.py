@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .engine import UnitEstimator
 from .reduction import DiagonalSum
 from .sampling import keyed_generator
 from .tap import MicroBatch
-
 
 FLOAT16_LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 """Tried in turn in float16, where small gradients vanish and large ones overflow; the square is scaled back."""
@@ -50,8 +50,9 @@ class GaussNewtonBartlett(UnitEstimator):
                 output = self.model(*args, **kwargs)
             prediction, labels = self.readout.predictions(output, labels, batch)
             del output
-            detached = prediction.detach()
-            sampled = likelihood.sample(detached, labels, keyed_generator(detached.device, *key))
+            detached = tree_map(torch.Tensor.detach, prediction)
+            device = tree_leaves(detached)[0].device
+            sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
             predictions = int(likelihood.count(detached, sampled)) if counts else 0
             if predictions or always:
                 (likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)).backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -92,25 +93,48 @@ class DiagonalSum:
             captured: whether this rank had remembered a micro-batch.
             nothing_seen: the reason to give when no rank had.
         """
-        predictions, finite = self._predictions, all(bool(f.max().isfinite()) for f in self._flat if f.numel())
-        distributed = is_distributed(self._group)
-        if distributed:
-            device = self._flat[0].device if self._flat else torch.device("cpu")
-            agreed = torch.tensor([predictions, not finite, captured], dtype=torch.float64, device=device)
-            dist.all_reduce(agreed, group=self._group)
-            predictions, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
-            finite, captured = bad_ranks == 0, captured_ranks > 0
-        if not captured:
-            return Estimate(None, dropped=nothing_seen, captured=False)
-        if not finite:
-            return Estimate(None, predictions, dropped="its sum over the batch was not finite")
-        if predictions == 0:
-            return Estimate(None, dropped="every label of the batch is masked")
+        finite = all(bool(x.isfinite()) for f in self._flat if f.numel() for x in f.aminmax())
+        device = self._flat[0].device if self._flat else torch.device("cpu")
+        agreed = verdict(self._predictions, finite, captured, nothing_seen, device, self._group)
+        if agreed.dropped is not None:
+            return agreed
         for flat in self._flat:
-            if distributed and not self.sharded:
+            if is_distributed(self._group) and not self.sharded:
                 dist.all_reduce(flat, group=self._group)
-            flat.div_(predictions)
-        return Estimate(self._sums, predictions)
+            flat.div_(agreed.num_predictions)
+        return replace(agreed, diagonal=self._sums)
+
+
+def verdict(
+    predictions: int,
+    finite: bool,
+    captured: bool,
+    nothing_seen: str,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> Estimate:
+    """What the ranks say together: an estimate that only lacks its diagonal, or the reason why it gets none.
+
+    Args:
+        predictions: this rank's count.
+        finite: whether this rank's sum is.
+        captured: whether this rank had remembered a micro-batch.
+        nothing_seen: the reason to give when no rank had.
+        device: where the ranks' messages lie.
+        group: the ranks.
+    """
+    if is_distributed(group):
+        agreed = torch.tensor([predictions, not finite, captured], dtype=torch.float64, device=device)
+        dist.all_reduce(agreed, group=group)
+        predictions, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
+        finite, captured = bad_ranks == 0, captured_ranks > 0
+    if not captured:
+        return Estimate(None, dropped=nothing_seen, captured=False)
+    if not finite:
+        return Estimate(None, predictions, dropped="its sum over the batch was not finite")
+    if predictions == 0:
+        return Estimate(None, dropped="every label of the batch is masked")
+    return Estimate(None, predictions)
 
 
 def is_sharded(model: nn.Module) -> bool:
