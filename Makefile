@@ -7,14 +7,16 @@ BIN = $(VENV)/bin/python
 READY = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test test-slow noise lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
+# BackPACK, an oracle of the tests, also asks for torchvision, which it never imports: hence --no-deps.
 $(READY): pyproject.toml .ci/constraints.txt
 	@test -x $(BIN) || $(PYTHON) -m venv $(VENV)
 	$(BIN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch==2.13.0 -e '.[dev]'
+	$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt backpack-for-pytorch
 	@touch $(READY)
 
 train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='key=value …' overrides)
@@ -22,6 +24,12 @@ train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='k
 
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
 	@$(BIN) -m pytest $(ARGS)
+
+test-slow: $(READY) ## the statistical checks at full size (minutes)
+	@$(BIN) -m pytest -m slow $(ARGS)
+
+noise: $(READY) ## measure the estimator's noise against its cost
+	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)
 
 lint: $(READY) ## check style with ruff
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .
