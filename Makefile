@@ -12,11 +12,13 @@ READY = $(VENV)/.installed
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-# BackPACK, an oracle of the tests, also asks for torchvision, which it never imports: hence --no-deps.
+# The independent oracles of the tests. BackPACK also asks for torchvision, which it never imports: hence --no-deps.
+ORACLES = backpack-for-pytorch curvlinops-for-pytorch unfoldNd einconv einops jaxtyping linear_operator opt_einsum scipy
+
 $(READY): pyproject.toml .ci/constraints.txt
 	@test -x $(BIN) || $(PYTHON) -m venv $(VENV)
 	$(BIN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch==2.13.0 -e '.[dev]'
-	$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt backpack-for-pytorch
+	$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt $(ORACLES)
 	@touch $(READY)
 
 train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='key=value …' overrides)
