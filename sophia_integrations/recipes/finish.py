@@ -42,7 +42,8 @@ def finish(
     summary = summarize(trainer, splits, events, step)
     write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
     losses = {name: summary[f"{name}_loss"] for name in ("train", "validation")}
-    shown = ", ".join(f"{name} loss {'not finite' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
+    missing = "not finite" if any("loss" in event for event in events) else "not logged"
+    shown = ", ".join(f"{name} loss {missing if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
     say(f"{shown} after {step} steps and {summary['seconds']:.0f} s")
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
-from support import Toy, fixed_labels, run_worker, toy_batches
+from support import Toy, fixed_labels, run_worker, toy_batches, toy_loss
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from sophia_integrations import GaussNewtonBartlett, SophiaG
+from sophia_integrations import GaussNewtonBartlett, Hutchinson, SophiaG
 
 
 def reference(units, beta2=0.5):
@@ -77,6 +77,26 @@ def test_ranks_draw_their_own_labels(tmp_path):
         alone = optimizer.state[param]["hessian"]
         assert torch.linalg.norm(both[name] - alone) > 0.1 * torch.linalg.norm(alone)
         assert 0.2 < both[name].sum() / alone.sum() < 5
+
+
+def test_hutchinson_on_two_ranks_pools_what_each_would_estimate(tmp_path, monkeypatch):
+    ranks = run(tmp_path, "ddp-hutchinson")
+    pooled, n = {}, 0
+    for rank in (0, 1):
+        monkeypatch.setattr("sophia_integrations.curvature.engine.rank_of", lambda group, rank=rank: rank)
+        torch.manual_seed(0)
+        model = Toy()
+        estimator = Hutchinson(model, fraction=1.0, units=64, loss=toy_loss)
+        estimator.arm(True)
+        x, labels = toy_batches(0, rank)[0]
+        model(x, labels=labels)
+        estimate = estimator.estimate(list(model.parameters()), 0)
+        assert estimate.num_predictions == int((labels != -100).sum())
+        n += estimate.num_predictions
+        for name, param in model.named_parameters():
+            pooled[name] = pooled.get(name, 0) + estimate.diagonal[param] * estimate.num_predictions
+    for rank in ranks:
+        assert_close(rank["h"], {name: 0.5 * value / n for name, value in pooled.items()})
 
 
 def test_a_rank_without_a_batch_joins_and_gets_the_others_estimate(tmp_path):

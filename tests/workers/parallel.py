@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
-from support import FixedLabels, Toy, toy_batches
+from support import FixedLabels, Toy, toy_batches, toy_loss
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from sophia_integrations import GaussNewtonBartlett, SophiaG
+from sophia_integrations import GaussNewtonBartlett, Hutchinson, SophiaG
 from sophia_integrations.curvature import Readout
 
 out, layout, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -44,6 +44,7 @@ else:
     options = {
         "ddp": {},
         "ddp-same-rows": {},
+        "ddp-hutchinson": {},
         "ddp-views": {"gradient_as_bucket_view": True},
         "ddp-static": {"static_graph": True},
         "ddp-unused": {"find_unused_parameters": True},
@@ -52,6 +53,8 @@ else:
 estimator = GaussNewtonBartlett(
     model, fraction=1.0, units=64, readout=readout, process_group=group
 )
+if layout == "ddp-hutchinson":
+    estimator = Hutchinson(model, fraction=1.0, units=64, loss=toy_loss)
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
 for step in range(steps):
     if layout == "empty" and rank == 1:
