@@ -10,7 +10,7 @@ from oracles import draws_of
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from sophia_integrations import GaussNewtonBartlett
+from sophia_integrations import GaussNewtonBartlett, SophiaG
 from sophia_integrations.curvature.sampling import keyed_generator, sample_categorical
 
 CPU = torch.device("cpu")
@@ -68,3 +68,22 @@ def peak_bytes(call, folder):
         peak = max(peak, held)
     assert peak > 0
     return peak
+
+
+def test_pass_stays_below_the_memory_of_the_training_step_at_a_large_vocabulary(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size = dict(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=50_257, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(GPT2Config(**size))
+    optimizer = SophiaG(model.parameters(), lr=0.0, estimator=GaussNewtonBartlett(model), hessian_interval=1)
+    ids = torch.randint(50_257, (8, 64))
+
+    def train():
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    train()
+    optimizer.step()
+    optimizer.zero_grad()
+    training = peak_bytes(train, tmp_path)
+    hessian_pass = peak_bytes(optimizer.step, tmp_path)
+    assert hessian_pass < 0.5 * training
