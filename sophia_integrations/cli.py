@@ -15,7 +15,10 @@ _EXTRA = {"yaml", "pydantic", "torch", "transformers", "accelerate", "tokenizers
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; `argv` defaults to the process's own arguments."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+        return _run(words[1:])
+    arguments = _parser().parse_args(words)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     try:
         return verb(arguments)
@@ -56,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     validate = verbs.add_parser("validate", help="check a recipe without training; reports every problem at once")
     _add_recipe(validate)
     validate.set_defaults(verb=_validate)
+
+    run = verbs.add_parser(
+        "run",
+        help="run a training script with optim='sophia' known to its Trainer",
+        usage="%(prog)s SCRIPT.py [ARGUMENT ...]\n       %(prog)s -m MODULE [ARGUMENT ...]",
+        description="Runs a script or module as python does, with optim='sophia', 'sophia_g' and 'sophia_h' known to "
+        "every transformers.Trainer in it. Also: torchrun … -m sophia_integrations run SCRIPT.py …",
+    )
+    run.set_defaults(verb=None)
 
     plot = verbs.add_parser("plot", help="draw loss.png of a run folder")
     plot.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, such as runs/pretrain-gpt2-stdlib")
@@ -104,6 +116,13 @@ def _validate(arguments: argparse.Namespace) -> int:
     check(draft)
     print(f"{arguments.recipe}: valid")
     return 0
+
+
+def _run(words: list[str]) -> int:
+    """Outside `main`'s error handling: a script's exceptions and signals are its own."""
+    from .hf.run import run
+
+    return run(words)
 
 
 def _plot(arguments: argparse.Namespace) -> int:

@@ -10,10 +10,16 @@ from .registration import register
 if TYPE_CHECKING:
     from .arguments import parse_optim_args
     from .callback import SophiaCallback
+    from .trainer import SophiaTrainer, SophiaTrainerMixin
 
-__all__ = ["SophiaCallback", "parse_optim_args", "register"]
+__all__ = ["SophiaCallback", "SophiaTrainer", "SophiaTrainerMixin", "parse_optim_args", "register"]
 
-_HOME = {"SophiaCallback": "callback", "parse_optim_args": "arguments"}
+_HOME = {
+    "SophiaCallback": "callback",
+    "SophiaTrainer": "trainer",
+    "SophiaTrainerMixin": "trainer",
+    "parse_optim_args": "arguments",
+}
 
 
 def __getattr__(name: str) -> Any:

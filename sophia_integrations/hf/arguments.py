@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "hessian_interval": int}
-ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int}
+ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int, "hessian_probes": int}
+HUTCHINSON_ONLY = ("hessian_probes",)
 DEFAULTS = {"beta1": 0.965, "beta2": 0.99}
 
 _ELSEWHERE = {

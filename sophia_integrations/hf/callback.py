@@ -13,7 +13,8 @@ from .engine import find_sophia
 class SophiaCallback(TrainerCallback):
     """Logs `sophia/win_rate`, `sophia/hessian_norm` and `sophia/hessian_time_fraction` beside the training loss.
 
-    Registration adds it to every Trainer; without a Sophia optimizer it does nothing. The time fraction is the
+    Registration adds it to every Trainer; without a Sophia optimizer it does nothing, and added a second time by
+    hand it logs once. The time fraction is the
     share of wall-clock time since the last log that this process spent in Hessian passes. Once an estimate has been
     dropped, `sophia/hessian_skipped` counts them.
     """
@@ -28,10 +29,16 @@ class SophiaCallback(TrainerCallback):
             self._wall, self._hessian = time.perf_counter(), sophia.hessian_seconds
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, optimizer: Any = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         sophia = find_sophia(optimizer)
-        if sophia is None or logs is None or "loss" not in logs:
+        if sophia is None or logs is None or "loss" not in logs or "sophia/win_rate" in logs:
             return
         stats = sophia.stats()
         now = time.perf_counter()

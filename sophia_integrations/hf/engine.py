@@ -3,49 +3,85 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from ..curvature import GaussNewtonBartlett
-from ..optim import SophiaG
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, OPTIMIZER_KEYS, parse_optim_args
+from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
+from ..optim import SophiaG, SophiaH
+from .arguments import DEFAULTS, ESTIMATOR_KEYS, HUTCHINSON_ONLY, OPTIMIZER_KEYS, parse_optim_args
 from .registration import NAMES
+
+OLDEST_TRANSFORMERS = (4, 46)
+_LOSS_IS_NO_LIKELIHOOD = frozenset(
+    "CPOConfig DPOConfig DistillationConfig GKDConfig GRPOConfig KTOConfig NashMDConfig OnlineDPOConfig ORPOConfig "
+    "PPOConfig PRMConfig RewardConfig RLOOConfig XPOConfig".split()
+)
+"""TRL's training arguments whose trainers minimise something else than the likelihood of labels."""
 
 
 def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple[type[SophiaG], dict] | None:
     """The class and keyword arguments for `Trainer.create_optimizer`, or None when `args.optim` is not ours.
 
     Raises:
-        ValueError: an unknown or malformed `optim_args`, no model, or a parallelism that hides the parameters.
+        ValueError: an unknown or malformed `optim_args`, no model, an old transformers, a trainer whose loss is not
+            a likelihood of labels, or a parallelism that hides the parameters.
     """
-    if getattr(args.optim, "value", args.optim) not in NAMES:
+    name = getattr(args.optim, "value", args.optim)
+    if name not in NAMES:
         return None
+    _check_supported(args, model)
     given = parse_optim_args(args.optim_args)
+    options = {k: v for k, v in {**DEFAULTS, **given}.items() if k in OPTIMIZER_KEYS}
+    betas = (options.pop("beta1"), options.pop("beta2"))
+    estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
+    estimator_options.setdefault("seed", args.seed)
+    optimizer: type[SophiaG] = SophiaG
+    estimator: type[UnitEstimator] = GaussNewtonBartlett
+    if name == "sophia_h":
+        optimizer, estimator = SophiaH, Hutchinson
+    elif not given.keys().isdisjoint(HUTCHINSON_ONLY):
+        raise ValueError(f"optim_args: {', '.join(HUTCHINSON_ONLY)} belongs to optim='sophia_h', not to {name!r}.")
+    kwargs = {"lr": args.learning_rate, "betas": betas, **options}
+    return optimizer, {**kwargs, "estimator": estimator(model, **estimator_options)}
+
+
+def _check_supported(args: Any, model: nn.Module | None) -> None:
+    import transformers
+
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise ValueError(
+            f"Sophia needs transformers {oldest} or newer, and this is {transformers.__version__}: "
+            f"pip install 'transformers>={oldest}'."
+        )
     if model is None:
         raise ValueError("Sophia needs the model: call get_optimizer_cls_and_kwargs(args, model).")
     if getattr(args, "deepspeed", None):
         raise ValueError("Sophia does not run under DeepSpeed, which owns the gradients: use DDP.")
     if getattr(args, "fsdp", None):
         raise ValueError("Sophia does not run under FSDP yet: use DDP.")
-    estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
-    estimator_options.setdefault("seed", args.seed)
-    options = {k: v for k, v in {**DEFAULTS, **given}.items() if k in OPTIMIZER_KEYS}
-    betas = (options.pop("beta1"), options.pop("beta2"))
-    estimator = GaussNewtonBartlett(model, **estimator_options)
-    return SophiaG, {"lr": args.learning_rate, "betas": betas, **options, "estimator": estimator}
+    other = next((c.__name__ for c in type(args).__mro__ if c.__name__ in _LOSS_IS_NO_LIKELIHOOD), None)
+    if other is not None:
+        raise ValueError(
+            f"optim={getattr(args.optim, 'value', args.optim)!r} estimates the curvature of the model's own loss, and "
+            f"{other} trains another one: for that loss pass optimizers=(SophiaH(model.parameters(), lr=…, estimator="
+            "Hutchinson(model, loss=lambda output, batch: …)), None), or to use the model's own likelihood all the "
+            "same, SophiaG with estimator=GaussNewtonBartlett(model)."
+        )
 
 
 @contextlib.contextmanager
-def noting_labels(optimizer: Any, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Iterator[None]:
+def noting_labels(optimizer: Any, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Iterator[None]:
     """Around one `Trainer.training_step`: tell the estimator the labels, which the Trainer may keep from the model."""
     sophia = find_sophia(optimizer)
     note = getattr(sophia.estimator, "note_labels", None) if sophia is not None else None
     if note is None:
         yield
         return
-    note(inputs.get("labels"))
+    note(inputs.get("labels") if isinstance(inputs, Mapping) else None)
     try:
         yield
     finally:

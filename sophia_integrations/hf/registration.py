@@ -8,7 +8,7 @@ from typing import Any
 from wrapt import wrap_function_wrapper
 from wrapt.importer import when_imported
 
-NAMES = ("sophia", "sophia_g")
+NAMES = ("sophia", "sophia_g", "sophia_h")
 
 _registered = False
 
@@ -44,6 +44,8 @@ def _extend_trainer(trainer: ModuleType) -> None:
         return optimizer_cls_and_kwargs(*args, **kwargs) or wrapped(*args, **kwargs)
 
     def training_step(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
+        if getattr(instance, "notes_sophia_labels", False):
+            return wrapped(*args, **kwargs)
         with noting_labels(instance.optimizer, *args, **kwargs):
             return wrapped(*args, **kwargs)
 
