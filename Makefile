@@ -25,10 +25,10 @@ train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='k
 	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
 
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
-	@$(BIN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(ARGS)
 
 test-slow: $(READY) ## the statistical checks at full size (minutes)
-	@$(BIN) -m pytest -m slow $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN) -m pytest -m slow $(ARGS)
 
 noise: $(READY) ## measure the estimator's noise against its cost
 	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,7 @@ class UnitEstimator:
         self.fraction, self.units, self.seed = fraction, units, seed
         self.readout = readout or readout_for(model)
         self.process_group = process_group
+        self.forward_context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._tap = Tap(model)
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
@@ -79,6 +81,13 @@ class UnitEstimator:
         Only their mask (-100) is read. Call it before the forward; it holds until the next call or step.
         """
         self._tap.noted_labels = labels
+
+    def remember(self, *args: Any, **kwargs: Any) -> None:
+        """Remember a micro-batch by hand: for a `model` that only the pass calls, with these arguments.
+
+        Call it inside the autocast of the training forward. It does nothing unless the next step is due.
+        """
+        self._tap.remember(args, kwargs)
 
     def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
         """One estimate from the remembered micro-batches, the same on every rank of the process group.
@@ -116,11 +125,13 @@ class UnitEstimator:
         whole = choose_units([1] * len(batches), self.fraction, len(batches), generator)
         return [(batch, torch.arange(batches[batch].num_rows)) for batch, _ in whole]
 
-    def autocast_of(self, batch: MicroBatch) -> contextlib.AbstractContextManager:
-        """The autocast state that the training forward ran under."""
-        if batch.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(model_device(self.model).type, dtype=batch.autocast_dtype)
+    @contextlib.contextmanager
+    def autocast_of(self, batch: MicroBatch) -> Iterator[None]:
+        """`forward_context`, and the autocast state that the training forward ran under."""
+        dtype = batch.autocast_dtype
+        device_type = model_device(self.model).type
+        with self.forward_context(), torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext():
+            yield
 
     def _nothing_seen(self) -> str:
         return (

@@ -66,7 +66,12 @@ class Tap:
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember one call of the model."""
-        if _passes_running or not (self.open and module is self.model and module.training and torch.is_grad_enabled()):
+        if module is self.model and module.training and torch.is_grad_enabled():
+            self.remember(args, kwargs)
+
+    def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember the arguments of one call."""
+        if _passes_running or not self.open:
             return
         args, kwargs = tree_map(_detached, (args, kwargs))
         self._remembered.append(MicroBatch(args, kwargs, self.noted_labels, _autocast_dtype(self.model)))

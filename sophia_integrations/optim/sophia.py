@@ -335,4 +335,3 @@ class SophiaG(Optimizer):
 
 def _state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
-

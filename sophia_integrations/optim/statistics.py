@@ -64,4 +64,3 @@ def _chunks(m: Tensor, h: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     length = CPU_CHUNK if m.device.type == "cpu" else DEVICE_CHUNK
     order = memory_order(m)
     yield from zip(*(x.permute(order).flatten().split(length) for x in (m, h)), strict=True)
-

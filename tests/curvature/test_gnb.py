@@ -37,6 +37,7 @@ def exact_diagonal(model, x, labels):
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     keep = labels != -100
     for row in x[keep]:
+
         def logits(params, row=row):
             return torch.func.functional_call(model, params, (row[None],))[0]
 
@@ -229,9 +230,7 @@ def test_same_key_same_samples_and_other_steps_draw_anew():
 
 def test_micro_batches_are_remembered_only_while_the_next_step_is_due():
     model = LabelledClassifier()
-    optimizer = SophiaG(
-        model.parameters(), lr=1e-3, hessian_interval=3, estimator=GaussNewtonBartlett(model, units=1)
-    )
+    optimizer = SophiaG(model.parameters(), lr=1e-3, hessian_interval=3, estimator=GaussNewtonBartlett(model, units=1))
     updates = []
     for _ in range(7):
         x = torch.randn(4, 4)

@@ -83,9 +83,7 @@ def test_two_sophias_on_one_model_estimate_what_one_does():
         model = tiny_model("llama")
         params = list(model.parameters())
         parts = [params[:5], params[5:]] if split else [params]
-        optimizers = [
-            SophiaG(part, lr=0.0, hessian_interval=2, estimator=estimator_for(model)) for part in parts
-        ]
+        optimizers = [SophiaG(part, lr=0.0, hessian_interval=2, estimator=estimator_for(model)) for part in parts]
         for _ in range(4):
             model(**inputs).loss.backward()
             for optimizer in optimizers:

@@ -70,9 +70,7 @@ def test_float16_neither_underflows_nor_overflows(inputs, gain):
 def test_a_step_that_the_scaler_skips_ticks_nothing():
     torch.manual_seed(0)
     model = Toy()
-    optimizer = SophiaG(
-        model.parameters(), lr=1e-3, estimator=GaussNewtonBartlett(model, units=1), hessian_interval=2
-    )
+    optimizer = SophiaG(model.parameters(), lr=1e-3, estimator=GaussNewtonBartlett(model, units=1), hessian_interval=2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     updates = []
     for step in range(6):

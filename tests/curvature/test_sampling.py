@@ -73,6 +73,8 @@ def test_units_partition_the_chosen_rows(counts, fraction, units):
 
 
 def test_keys_give_distinct_streams():
-    streams = {tuple(torch.randint(1 << 30, (4,), generator=keyed_generator(CPU, *key)).tolist())
-               for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, "rows")]}
+    streams = {
+        tuple(torch.randint(1 << 30, (4,), generator=keyed_generator(CPU, *key)).tolist())
+        for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, "rows")]
+    }
     assert len(streams) == 6

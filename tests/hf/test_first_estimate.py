@@ -57,7 +57,11 @@ def assert_same(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_prompt_masks_and_accumulation(tmp_path, kind, accumulation):
     actual, expected = first_step(
-        tmp_path, tiny_model(kind), token_rows(), gradient_accumulation_steps=accumulation, per_device_train_batch_size=2
+        tmp_path,
+        tiny_model(kind),
+        token_rows(),
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=2,
     )
     assert_same(actual, expected)
 

@@ -34,9 +34,7 @@ def test_asked_every_k_steps_before_the_update(param, curvature):
 
 
 def test_the_estimate_counts_in_the_very_step_it_was_made_for(param, constant_curvature):
-    optimizer = SophiaG(
-        [param], lr=1.0, betas=(0, 0), rho=0.1, weight_decay=0, estimator=constant_curvature(100)
-    )
+    optimizer = SophiaG([param], lr=1.0, betas=(0, 0), rho=0.1, weight_decay=0, estimator=constant_curvature(100))
     steps(optimizer, 1)
     torch.testing.assert_close(param.detach(), torch.arange(1.0, 6.0) - 0.1)
 

@@ -50,9 +50,7 @@ else:
         "ddp-unused": {"find_unused_parameters": True},
     }[layout]
     wrapped = DistributedDataParallel(model, **options)
-estimator = GaussNewtonBartlett(
-    model, fraction=1.0, units=64, readout=readout, process_group=group
-)
+estimator = GaussNewtonBartlett(model, fraction=1.0, units=64, readout=readout, process_group=group)
 if layout == "ddp-hutchinson":
     estimator = Hutchinson(model, fraction=1.0, units=64, loss=toy_loss)
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)

@@ -1,4 +1,4 @@
-"""300 steps on 2 ranks with random shapes, masked batches and NaN losses; writes the counters and what is not finite."""
+"""300 steps on 2 ranks with random shapes, masked batches and NaN losses; writes counters and whether all is finite."""
 
 import random
 import sys
@@ -39,9 +39,7 @@ for _ in range(300):
     optimizer.step()
     optimizer.zero_grad()
 stats = optimizer.stats()
-finite = all(
-    torch.isfinite(t).all() for p in model.parameters() for t in (p.detach(), *optimizer.state[p].values())
-)
+finite = all(torch.isfinite(t).all() for p in model.parameters() for t in (p.detach(), *optimizer.state[p].values()))
 torch.save(
     {
         "counters": {k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")},

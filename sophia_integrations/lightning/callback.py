@@ -1,0 +1,180 @@
+"""The Lightning callback: attaches the engine to the module's Sophia optimizer and logs; it never estimates itself."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from ..curvature import GaussNewtonBartlett, Hutchinson, Readout, UnitEstimator
+from ..optim import SophiaG, SophiaH
+from .source import Source, find_source
+
+
+class SophiaCallback(Callback):
+    """Gives the Sophia optimizer of `configure_optimizers` its Hessian pass, and logs how it does.
+
+    The pass runs inside `optimizer.step()`, in automatic and manual optimization, on the micro-batches of the
+    step. Where the predictions are, in this order: `model`; a method `sophia_logits(batch)` of the module, which
+    returns (logits, targets); the one transformers model in the module. An optimizer that was given an estimator
+    keeps it. `SophiaG` gets `GaussNewtonBartlett`, `SophiaH` gets `Hutchinson`.
+
+    Logs `sophia/win_rate` (progress bar), `sophia/hessian_norm` and `sophia/hessian_time_fraction`, the share of
+    wall-clock time since the last log that this process spent in Hessian passes, every `log_every_n_steps`. Once an
+    estimate has been dropped, `sophia/hessian_skipped` counts them.
+
+    Args:
+        model: the submodule that `training_step` calls to get the predictions, or its dotted name.
+        readout: where predictions and labels are; with `sophia_logits` only its likelihood is used.
+        fraction: share of the rows of the accumulation window that the pass uses on each rank, in (0, 1].
+        units: independent units that they form on each rank; the noise of an estimate falls with its square root.
+        seed: key of the labels that the pass draws.
+
+    Raises:
+        ValueError: at the start of fit, in one sentence: no Sophia optimizer or several, two of these callbacks, no
+            predictions found, a strategy that hides the gradients, or `training_step(dataloader_iter)`.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module | None = None,
+        readout: Readout | None = None,
+        fraction: float = 0.25,
+        units: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.readout = model, readout
+        self.fraction, self.units, self.seed = fraction, units, seed
+        self._sophia: SophiaG | None = None
+        self._source: Source | None = None
+        self._batch: Any = None
+        self._batch_is_new = False
+        self._step_before = 0
+        self._wall = self._hessian = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _refuse_unsupported(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sophia = self._sophia = _only_sophia(trainer, pl_module)
+        self._source = None
+        if sophia.estimator is None:
+            self._source = find_source(pl_module, self.model, self.readout)
+            sophia.estimator = self._build_estimator(trainer, self._source)
+        elif getattr(sophia.estimator, "model", None) is pl_module and trainer.strategy.model is not pl_module:
+            raise ValueError(
+                f"the estimator watches {type(pl_module).__name__}, which {type(trainer.strategy).__name__} calls with "
+                "the arguments of training_step: leave the estimator to SophiaCallback, or give it the submodule."
+            )
+        if isinstance(sophia.estimator, UnitEstimator):
+            sophia.estimator.forward_context = trainer.precision_plugin.forward_context
+        if self._takes_batches:
+            sophia.register_step_pre_hook(self._before_step)
+            sophia.register_step_post_hook(self._after_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wall, self._hessian = time.perf_counter(), self._sophia.hessian_seconds
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_before = self._sophia.param_groups[0]["step"]
+        if self._takes_batches:
+            self._batch, self._batch_is_new = batch, True
+            self._remember()
+        elif self._source is not None and self.model is None and isinstance(batch, Mapping):
+            self._sophia.estimator.note_labels(batch.get("labels"))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = None
+        step = self._sophia.param_groups[0]["step"]
+        stepped = step > self._step_before or (step > 0 and not pl_module.automatic_optimization)
+        if stepped and trainer._logger_connector.should_update_logs:
+            self._log(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._sophia = self._source = None
+
+    @property
+    def _takes_batches(self) -> bool:
+        return self._source is not None and self._source.by_batch
+
+    def _build_estimator(self, trainer: Trainer, source: Source) -> UnitEstimator:
+        options = dict(fraction=self.fraction, units=self.units, seed=self.seed, readout=source.readout)
+        options["process_group"] = _data_parallel_group(trainer)
+        if isinstance(self._sophia, SophiaH):
+            loss = source.readout.loss if source.by_batch else None
+            return Hutchinson(source.model, loss=loss, **options)
+        return GaussNewtonBartlett(source.model, **options)
+
+    def _remember(self) -> None:
+        estimator = self._sophia.estimator
+        with estimator.forward_context():
+            estimator.remember(self._batch)
+
+    def _before_step(self, *_: Any) -> None:
+        """In manual optimization one batch may serve several steps, and every step forgets what it used."""
+        if not self._batch_is_new and self._batch is not None:
+            self._remember()
+
+    def _after_step(self, *_: Any) -> None:
+        self._batch_is_new = False
+
+    def _log(self, pl_module: LightningModule) -> None:
+        stats, now = self._sophia.stats(), time.perf_counter()
+        spent = (stats["hessian_seconds"] - self._hessian) / max(now - self._wall, 1e-9)
+        self._wall, self._hessian = now, stats["hessian_seconds"]
+        pl_module.log("sophia/win_rate", stats["win_rate"], on_step=True, on_epoch=False, prog_bar=True)
+        figures = {"sophia/hessian_norm": stats["hessian_norm"], "sophia/hessian_time_fraction": spent}
+        if stats["hessian_skipped"]:
+            figures["sophia/hessian_skipped"] = float(stats["hessian_skipped"])
+        pl_module.log_dict(figures, on_step=True, on_epoch=False)
+
+
+def _refuse_unsupported(trainer: Trainer, pl_module: LightningModule) -> None:
+    if sum(isinstance(callback, SophiaCallback) for callback in trainer.callbacks) > 1:
+        raise ValueError("there are two SophiaCallbacks in this Trainer: keep one.")
+    strategies = {cls.__name__ for cls in type(trainer.strategy).__mro__}
+    if "DeepSpeedStrategy" in strategies:
+        raise ValueError(
+            "Sophia does not run under DeepSpeed, which owns the gradients: use DDPStrategy or ModelParallelStrategy."
+        )
+    if "FSDPStrategy" in strategies:
+        raise ValueError(
+            "Sophia does not run under FSDPStrategy (FSDP1), which flattens the parameters: use ModelParallelStrategy "
+            "with fully_shard (FSDP2), or DDPStrategy."
+        )
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise ValueError(
+            "Sophia does not run with training_step(dataloader_iter), which hides the batch: use "
+            "training_step(batch, batch_idx)."
+        )
+
+
+def _only_sophia(trainer: Trainer, pl_module: LightningModule) -> SophiaG:
+    found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, SophiaG)]
+    if not found:
+        names = ", ".join(type(o).__name__ for o in trainer.optimizers) or "none"
+        raise ValueError(
+            f"SophiaCallback found no Sophia optimizer in {type(pl_module).__name__} (its optimizers: {names}): return "
+            "SophiaG(self.parameters(), lr=…) from configure_optimizers, or remove the callback."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"SophiaCallback serves one Sophia optimizer, and {type(pl_module).__name__} has {len(found)}: make them "
+            "parameter groups of one."
+        )
+    return found[0]
+
+
+def _data_parallel_group(trainer: Trainer) -> Any:
+    """The ranks with different rows; None, all of them, unless some share rows for tensor parallelism."""
+    mesh = getattr(trainer.strategy, "device_mesh", None)
+    if mesh is None or "tensor_parallel" not in (mesh.mesh_dim_names or ()) or mesh["tensor_parallel"].size() == 1:
+        return None
+    return mesh["data_parallel"].get_group()
