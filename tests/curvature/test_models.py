@@ -56,7 +56,8 @@ def test_frozen_parameters_are_neither_estimated_nor_moved():
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing. is deprecated:FutureWarning")
 def test_lora_estimates_adapters_only():
-    peft = pytest.importorskip("peft")
+    import peft
+
     model, inputs = tiny_model("llama"), batch()
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"]))
     optimizer = SophiaG(

@@ -74,7 +74,8 @@ def test_exit_codes_and_tracebacks(tmp_path, body):
 
 def test_signals_reach_the_script(tmp_path):
     handled = "import signal, os, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\n"
-    unhandled = "import signal, os\n"
+    # A process started in the background inherits an ignored SIGINT.
+    unhandled = "import signal, os\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     for prologue, number in ((handled, signal.SIGTERM), (unhandled, signal.SIGTERM), (unhandled, signal.SIGINT)):
         script = write(tmp_path / "script.py", f"{prologue}os.kill(os.getpid(), {int(number)})\n")
         plain, ours = (subprocess.run([*s, script], capture_output=True, timeout=60) for s in (PYTHON, SOPHIA))

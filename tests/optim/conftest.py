@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 import torch
 
@@ -94,3 +97,12 @@ def constant_curvature():
 @pytest.fixture
 def reference():
     return step_like_reference
+
+
+@pytest.fixture
+def official():
+    """The official package, forgotten afterwards: its class has the same name as ours, and LightningCLI goes by name."""
+    module = importlib.import_module("sophia_opt")
+    yield module
+    module.SophiaG.__module__ = "__main__"
+    del sys.modules["sophia_opt"]

@@ -5,13 +5,12 @@ import torch
 
 from sophia_integrations import SophiaG
 
-official = pytest.importorskip("sophia_opt")
 BATCH = 480
 
 
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_fifty_steps(dtype, maximize):
+def test_fifty_steps(official, dtype, maximize):
     generator = torch.Generator().manual_seed(0)
     shapes = [(30, 20), (70_000,), ()]
     ours, theirs = ([torch.nn.Parameter(torch.ones(s, dtype=dtype)) for s in shapes] for _ in range(2))

@@ -129,8 +129,7 @@ def test_the_checkpoint_of_another_optimizer_is_refused(optimizer_type, options,
     assert optimizer.state_dict() == before
 
 
-def test_the_official_checkpoint_is_refused_with_the_way_to_convert_it(curvature, scripted):
-    official = pytest.importorskip("sophia_opt")
+def test_the_official_checkpoint_is_refused_with_the_way_to_convert_it(official, curvature, scripted):
     params, optimizer = build(curvature, scripted, torch.float32)
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
     theirs = official.SophiaG(groups, betas=(0.9, 0.9), rho=0.05)

@@ -52,7 +52,8 @@ BROKEN = {
     ]),
     "sophia argument": ("learning_rate: 1e-3", "optim_args: roh=0.1", [
         "r.yaml:8:15: training.optim_args: unknown argument 'roh' of Sophia, did you mean 'rho'? Known: rho, eps, "
-        "beta1, beta2, hessian_interval, hessian_fraction, hessian_units, hessian_seed.",
+        "beta1, beta2, hessian_interval, hessian_fraction, hessian_units, hessian_seed, "
+        "hessian_probes.",
     ]),
     "adam argument": ("learning_rate: 1e-3", "adam_beta1: 0.9", [
         "r.yaml:8:3: training.adam_beta1: has no effect with optim: sophia; use beta1, beta2, eps in optim_args",
@@ -247,6 +248,6 @@ def test_the_twins_differ_in_optimizer_and_learning_rate_only() -> None:
         for suffix in ("", "-adamw")
     )
     for recipe in (sophia, adamw):
-        for key in ("optim", "optim_args", "learning_rate"):
+        for key in ("optim", "optim_args", "learning_rate", "adam_beta1", "adam_beta2"):
             recipe["training"].pop(key, None)
     assert sophia == adamw
