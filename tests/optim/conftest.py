@@ -101,7 +101,7 @@ def reference():
 
 @pytest.fixture
 def official():
-    """The official package, forgotten afterwards: its class has the same name as ours, and LightningCLI goes by name."""
+    """The official package, forgotten afterwards: LightningCLI finds classes by name, and its class has ours."""
     module = importlib.import_module("sophia_opt")
     yield module
     module.SophiaG.__module__ = "__main__"
