@@ -1,4 +1,4 @@
-"""`TrainingArguments.optim_args` for Sophia: parsed here, so that a typo gets a sentence of ours; no torch."""
+"""The words of `TrainingArguments`: names for `optim`, and `optim_args`, parsed so that a typo gets our sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+NAMES = ("sophia", "sophia_g", "sophia_h")
 OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "hessian_interval": int}
 ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int, "hessian_probes": int}
 HUTCHINSON_ONLY = ("hessian_probes",)

@@ -10,8 +10,7 @@ from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
 from ..optim import SophiaG, SophiaH
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, HUTCHINSON_ONLY, OPTIMIZER_KEYS, parse_optim_args
-from .registration import NAMES
+from .arguments import DEFAULTS, ESTIMATOR_KEYS, HUTCHINSON_ONLY, NAMES, OPTIMIZER_KEYS, parse_optim_args
 
 OLDEST_TRANSFORMERS = (4, 46)
 _LOSS_IS_NO_LIKELIHOOD = frozenset(

@@ -8,7 +8,7 @@ from typing import Any
 from wrapt import wrap_function_wrapper
 from wrapt.importer import when_imported
 
-NAMES = ("sophia", "sophia_g", "sophia_h")
+from .arguments import NAMES
 
 _registered = False
 
