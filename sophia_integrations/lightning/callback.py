@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, Readout, UnitEstimator
-from ..optim import SophiaG, SophiaH
+from ..optim import LogFigures, SophiaG, SophiaH
 from .source import Source, find_source
 
 
@@ -54,7 +53,7 @@ class SophiaCallback(Callback):
         self._batch: Any = None
         self._batch_is_new = False
         self._step_before = 0
-        self._wall = self._hessian = 0.0
+        self._figures = LogFigures()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -78,7 +77,7 @@ class SophiaCallback(Callback):
             sophia.register_step_post_hook(self._after_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._wall, self._hessian = time.perf_counter(), self._sophia.hessian_seconds
+        self._figures.restart(self._sophia)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step_before = self._sophia.param_groups[0]["step"]
@@ -126,13 +125,8 @@ class SophiaCallback(Callback):
         self._batch_is_new = False
 
     def _log(self, pl_module: LightningModule) -> None:
-        stats, now = self._sophia.stats(), time.perf_counter()
-        spent = (stats["hessian_seconds"] - self._hessian) / max(now - self._wall, 1e-9)
-        self._wall, self._hessian = now, stats["hessian_seconds"]
-        pl_module.log("sophia/win_rate", stats["win_rate"], on_step=True, on_epoch=False, prog_bar=True)
-        figures = {"sophia/hessian_norm": stats["hessian_norm"], "sophia/hessian_time_fraction": spent}
-        if stats["hessian_skipped"]:
-            figures["sophia/hessian_skipped"] = float(stats["hessian_skipped"])
+        figures = {name: float(v) if isinstance(v, int) else v for name, v in self._figures.read(self._sophia).items()}
+        pl_module.log("sophia/win_rate", figures.pop("sophia/win_rate"), on_step=True, on_epoch=False, prog_bar=True)
         pl_module.log_dict(figures, on_step=True, on_epoch=False)
 
 

@@ -5,5 +5,6 @@ from .reference import reference_step
 from .sharding import local
 from .sophia import SophiaG
 from .sophia_h import SophiaH
+from .statistics import LogFigures
 
-__all__ = ["Estimate", "HessianEstimator", "SophiaG", "SophiaH", "local", "reference_step"]
+__all__ = ["Estimate", "HessianEstimator", "LogFigures", "SophiaG", "SophiaH", "local", "reference_step"]
