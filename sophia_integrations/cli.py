@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
-        from .recipes.errors import UserError
+        from .errors import UserError
 
         if not isinstance(error, UserError):
             raise
@@ -94,7 +94,7 @@ class _Version(argparse.Action):
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from .recipes.train import train
+    from .recipes.running.train import train
 
     outcome = train(arguments.recipe, arguments.overrides, fresh=arguments.fresh)
     if outcome.signal:
@@ -108,8 +108,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from .recipes.loader import check, read
-    from .recipes.train import require_packages
+    from .recipes.reading.loader import check, read
+    from .recipes.running.train import require_packages
 
     draft = read(arguments.recipe, arguments.overrides)
     require_packages()

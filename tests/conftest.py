@@ -1,7 +1,8 @@
-"""Every test starts without the process-wide state that accelerate keeps from the Trainer before it."""
+"""No test sees the state that accelerate keeps from the Trainer before it; text tests share a tiny corpus."""
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,21 @@ def fresh_accelerate(monkeypatch):
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _text(number: int) -> str:
+    words = "zero one two three four five six seven eight nine".split()
+    return "\n".join(" ".join(words[(line * number + k) % 10] for k in range(6)) for line in range(40)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a corpus")
+    for number in range(1, 11):
+        (folder / f"text {number}.txt").write_text(_text(number), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")

@@ -117,6 +117,6 @@ def test_ctrl_c_outside_the_training_loop(capsys: pytest.CaptureFixture[str], mo
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sophia_integrations.recipes.train.train", stop)
+    monkeypatch.setattr("sophia_integrations.recipes.running.train.train", stop)
     assert main(["train", "r.yaml"]) == 130
     assert capsys.readouterr().err == ("Stopped; whatever was saved is kept. To go on, run the same command again.\n")

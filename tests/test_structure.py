@@ -6,10 +6,21 @@ from pathlib import Path
 import sophia_integrations
 
 PACKAGE = Path(sophia_integrations.__file__).parent
-ROWS = {"optim": 1, "curvature": 2, "hf": 3, "lightning": 3, "recipes": 4, "reports": 5, "cli": 6}
+ROWS = {
+    "errors": 0,
+    "optim": 1,
+    "curvature": 2,
+    "text": 2,
+    "hf": 3,
+    "lightning": 3,
+    "recipes": 4,
+    "reports": 5,
+    "cli": 6,
+}
 FORBIDDEN = {
     "optim": {"transformers", "lightning", "datasets", "pydantic", "yaml"},
     "curvature": {"transformers", "lightning", "datasets", "pydantic", "yaml"},
+    "text": {"lightning", "pydantic", "yaml", "trl", "peft"},
     "hf": {"lightning", "datasets", "pydantic", "yaml"},
 }
 

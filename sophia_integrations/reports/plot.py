@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..recipes.errors import UserError
-from ..recipes.events import read_metrics
+from ..errors import UserError
+from ..recipes.running.events import read_metrics
 
 _TRAIN, _VALIDATION, _WIN = "#9db7d5", "#1f4e8c", "#c8553d"
 _HEALTHY = (0.1, 0.5)

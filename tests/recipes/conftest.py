@@ -1,4 +1,4 @@
-"""A tiny recipe over a tiny corpus, shared by all tests of recipes, and the command line in a subprocess."""
+"""A tiny recipe over the tiny corpus, shared by all tests of recipes, and the command line in a subprocess."""
 
 from __future__ import annotations
 
@@ -40,24 +40,6 @@ training:
   seed: 1
 sample: {{prompt: "one", max_new_tokens: 8}}
 """
-
-
-def _text(number: int) -> str:
-    words = "zero one two three four five six seven eight nine".split()
-    return "\n".join(" ".join(words[(line * number + k) % 10] for k in range(6)) for line in range(40)) + "\n"
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("a corpus")
-    for number in range(1, 11):
-        (folder / f"text {number}.txt").write_text(_text(number), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)

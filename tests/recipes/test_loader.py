@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sophia_integrations.recipes.errors import RecipeError, UserError
-from sophia_integrations.recipes.loader import check, read
-from sophia_integrations.recipes.schema import Recipe
-from sophia_integrations.recipes.yaml_places import parse
+from sophia_integrations.errors import RecipeError, UserError
+from sophia_integrations.recipes.reading.loader import check, read
+from sophia_integrations.recipes.reading.schema import Recipe
+from sophia_integrations.recipes.reading.yaml_places import parse
 
 GOOD = """\
 framework: hf

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from sophia_integrations.recipes.errors import UserError
-from sophia_integrations.recipes.events import read_metrics
-from sophia_integrations.recipes.train import train
+from sophia_integrations.errors import UserError
+from sophia_integrations.recipes.running.events import read_metrics
+from sophia_integrations.recipes.running.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_ends_in_one_sentence(recipe: Path, sophia: Any, tm
 
 
 def test_two_runs_in_one_folder_are_refused(copy: Path, recipe: Path) -> None:
-    from sophia_integrations.recipes.folder import RunFolder
+    from sophia_integrations.recipes.running.folder import RunFolder
 
     make_incomplete(copy, keep=110)
     with RunFolder(copy).lock(), pytest.raises(UserError, match="another process is training in"):

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from .blocks import Splits
+from ...text.blocks import Splits
+from ..reading.schema import Recipe, Sample
 from .events import read_metrics
 from .folder import RunFolder, write_text
-from .schema import Recipe, Sample
 from .trainer import Watch
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def summarize(trainer: Trainer, splits: Splits, events: list[dict[str, Any]], st
     if shares:
         summary["hessian_time_fraction"] = round(sum(shares) / len(shares), 4)
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
-    from .. import __version__
+    from ... import __version__
 
     summary["versions"] = {"sophia-integrations": __version__, **versions}
     return summary

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..errors import UserError
 from .cache import cache_dir, digest, store
-from .data import Corpus, Document
-from .errors import UserError
+from .documents import Corpus, Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserError
 from .cache import digest
-from .errors import UserError
-from .schema import Data
 
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _GENERATED_FOLDERS = {
@@ -52,19 +51,25 @@ class Corpus:
         return digest(parts)
 
 
-def load_corpus(data: Data) -> Corpus:
-    """Reads the documents a recipe asks for.  Raises `UserError` when a split would be empty."""
-    if data.source == "python-stdlib":
-        corpus = _standard_library(data.validation_fraction)
+def load_corpus(
+    *,
+    source: str | None = None,
+    files: Sequence[str] | None = None,
+    validation_files: Sequence[str] | None = None,
+    validation_fraction: float = 0.05,
+) -> Corpus:
+    """Reads the documents of `source` ("python-stdlib") or `files`; `UserError` when a split would be empty."""
+    if source == "python-stdlib":
+        corpus = _standard_library(validation_fraction)
         origin = f"the standard library in {sysconfig.get_path('stdlib')}"
     else:
-        assert data.files is not None
-        origin = f"data.files ({', '.join(data.files)})"
-        found = _matches(data.files, "data.files")
-        if data.validation_files is None:
-            corpus = split(_read_all(found), data.validation_fraction)
+        assert files is not None
+        origin = f"data.files ({', '.join(files)})"
+        found = _matches(files, "data.files")
+        if validation_files is None:
+            corpus = split(_read_all(found), validation_fraction)
         else:
-            held = _matches(data.validation_files, "data.validation_files")
+            held = _matches(validation_files, "data.validation_files")
             shared = sorted(set(found) & set(held))
             if shared:
                 raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
@@ -74,7 +79,7 @@ def load_corpus(data: Data) -> Corpus:
     if not any(document.text for document in corpus.validation):
         raise UserError(
             f"{origin}: none of its {len(corpus.train)} file(s) is held out at validation_fraction "
-            f"{data.validation_fraction:g}; name some in data.validation_files, give more files, or raise the fraction"
+            f"{validation_fraction:g}; name some in data.validation_files, give more files, or raise the fraction"
         )
     return corpus
 

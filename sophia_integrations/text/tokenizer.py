@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from .cache import cache_dir, digest, store
-from .data import Document
-from .errors import UserError
-from .schema import Tokenizer, TokenizerTraining
+from .documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,21 +16,9 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-def build_tokenizer(
-    wanted: Tokenizer, documents: list[Document], say: Callable[[str], object]
-) -> PreTrainedTokenizerBase:
-    """Trains or loads a tokenizer that has an end-of-text token.
-
-    Raises `UserError` when a pretrained one cannot be loaded or has no end-of-text token.
-    """
-    if wanted.train is not None:
-        return _wrap(_trained(wanted.train, documents, say))
-    assert wanted.pretrained is not None
-    return load_tokenizer(wanted.pretrained)
-
-
 def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
-    """A pretrained tokenizer from a folder or hub id; raises `UserError` as `build_tokenizer` does."""
+    """A pretrained tokenizer from a folder or hub id; raises `UserError` when it cannot be loaded
+    or has no end-of-text token."""
     from transformers import AutoTokenizer
 
     try:
@@ -44,21 +31,30 @@ def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _trained(wanted: TokenizerTraining, documents: list[Document], say: Callable[[str], object]) -> Path | str:
+def train_tokenizer(
+    documents: list[Document], vocab_size: int, min_frequency: int, say: Callable[[str], object]
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE with an end-of-text token, trained on `documents` or taken from the cache."""
+    return _wrap(_trained(documents, vocab_size, min_frequency, say))
+
+
+def _trained(
+    documents: list[Document], vocab_size: int, min_frequency: int, say: Callable[[str], object]
+) -> Path | str:
     import tokenizers
 
-    parts = [tokenizers.__version__, str(wanted.vocab_size), str(wanted.min_frequency)]
+    parts = [tokenizers.__version__, str(vocab_size), str(min_frequency)]
     name = f"tokenizer-{digest(parts + [document.text for document in documents])[:32]}.json"
     cached = cache_dir() / name
     if cached.is_file():
         return cached
-    say(f"Tokenizer: training a byte-level BPE of {wanted.vocab_size:,} tokens …")
+    say(f"Tokenizer: training a byte-level BPE of {vocab_size:,} tokens …")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=wanted.vocab_size,
-        min_frequency=wanted.min_frequency,
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pydantic
 
-from .errors import RecipeError, UserError
+from ...errors import RecipeError, UserError
 from .overrides import apply_overrides
 from .schema import Recipe, combination_problems
 from .wording import did_you_mean, expected_found

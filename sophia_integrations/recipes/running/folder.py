@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from .cache import write_aside
-from .data import absolute_globs
-from .errors import UserError
-from .schema import Recipe
-from .yaml_places import RecipeDumper, parse
+from ...errors import UserError
+from ...text.cache import write_aside
+from ...text.documents import absolute_globs
+from ..reading.schema import Recipe
+from ..reading.yaml_places import RecipeDumper, parse
 
 try:
     import fcntl

@@ -9,13 +9,20 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from ...errors import UserError
+from ..reading.loader import Draft, check, read
 from .folder import RunFolder, choose_folder, resolve
-from .loader import Draft, check, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ...text.documents import Corpus
+    from ..reading.schema import Tokenizer
 
 NEEDED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "tqdm", "tensorboard")
+_CORPUS = {"source", "files", "validation_files", "validation_fraction"}
 
 
 @dataclass(frozen=True)
@@ -76,24 +83,24 @@ def train(
 
 
 def _run(draft: Draft, folder: RunFolder, settings: dict[str, Any], say: Callable[[str], object]) -> Outcome:
-    from .blocks import build_blocks
+    from ...text.blocks import build_blocks
+    from ...text.documents import load_corpus
+    from ...text.tokenizer import load_tokenizer
+    from ..reading.schema import Recipe
     from .checkpoints import last_good
-    from .data import load_corpus
     from .finish import finish
     from .model import build_model, load_model
-    from .schema import Recipe
-    from .tokenizer import build_tokenizer, load_tokenizer
     from .trainer import build_arguments, build_trainer
 
     recipe = Recipe.model_validate(settings)
     arguments = build_arguments(recipe.training, folder)
-    corpus = load_corpus(recipe.data)
+    corpus = load_corpus(**recipe.data.model_dump(include=_CORPUS))
     if corpus.skipped:
         say(f"Skipping {len(corpus.skipped)} files that are not text in their declared encoding.")
     if folder.tokenizer.is_dir():
         tokenizer = load_tokenizer(str(folder.tokenizer))
     else:
-        tokenizer = build_tokenizer(recipe.tokenizer, corpus.train, say)
+        tokenizer = _build_tokenizer(recipe.tokenizer, corpus, say)
     splits = build_blocks(corpus, tokenizer, recipe.data.block_size, say)
     folder.require_same_data(splits.to_json())
     say(splits.describe())
@@ -133,6 +140,15 @@ def _run(draft: Draft, folder: RunFolder, settings: dict[str, Any], say: Callabl
             return Outcome(folder.path, watch.stop.signal)
     finish(recipe, trainer, tokenizer, splits, folder, watch, say)
     return Outcome(folder.path)
+
+
+def _build_tokenizer(wanted: Tokenizer, corpus: Corpus, say: Callable[[str], object]) -> PreTrainedTokenizerBase:
+    from ...text.tokenizer import load_tokenizer, train_tokenizer
+
+    if wanted.pretrained is not None:
+        return load_tokenizer(wanted.pretrained)
+    assert wanted.train is not None
+    return train_tokenizer(corpus.train, wanted.train.vocab_size, wanted.train.min_frequency, say)
 
 
 def _create_optimizer(trainer: Any) -> None:

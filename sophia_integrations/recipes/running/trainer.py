@@ -11,7 +11,7 @@ from .folder import RunFolder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-    from .blocks import Splits
+    from ...text.blocks import Splits
     from .metrics import MetricsWriter
     from .resume import StopOnSignal
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
-from .data import matches
+from ...text.documents import matches
 from .wording import choices, describe, did_you_mean, found
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _check_optimizer(training: dict[str, Any], draft: Draft) -> None:
             draft.add(("training", name), f"has no effect with optim: {optim}; use beta1, beta2, eps in optim_args",
                       key=True)  # fmt: skip
     if isinstance(arguments, str):
-        from ..hf import parse_optim_args
+        from ...hf import parse_optim_args
 
         try:
             parse_optim_args(arguments)
