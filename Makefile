@@ -7,7 +7,7 @@ BIN = $(VENV)/bin/python
 READY = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow noise lint format clean
+.PHONY: help train test test-slow noise finetune lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,10 @@ test-slow: $(READY) ## the statistical checks at full size (minutes)
 
 noise: $(READY) ## measure the estimator's noise against its cost
 	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)
+
+finetune: $(READY) ## fine-tune MiniLM and SmolLM2, Sophia beside AdamW (ARGS=headlines a part of it)
+	@$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0
+	@$(BIN) tests/measurements/finetune.py $(ARGS)
 
 lint: $(READY) ## check style with ruff
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

@@ -10,7 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-_EXTRA = {"yaml", "pydantic", "torch", "transformers", "accelerate", "tokenizers", "numpy", "matplotlib", "tensorboard", "tqdm", "safetensors"}  # noqa: E501  # fmt: skip
+from . import cli_completion as completion
+from .cli_arguments import Parser, parse
+
+_EXTRA = {
+    "yaml", "pydantic", "torch", "transformers", "accelerate", "tokenizers", "numpy", "matplotlib", "tensorboard",
+    "tqdm", "safetensors", "datasets", "shtab",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,18 +24,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
         return _run(words[1:])
-    arguments = _parser().parse_args(words)
+    arguments = parse(build_parser(), words)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     try:
         return verb(arguments)
     except KeyboardInterrupt:
         print("Stopped; whatever was saved is kept. To go on, run the same command again.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away, as `head` does
+        return 141
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
+        extra = "lightning" if package in ("lightning", "jsonargparse") else "recipes" if package in _EXTRA else None
+        if extra is None:
             raise
-        return _complain(f"this needs {package}, which is not installed: pip install 'sophia-integrations[recipes]'")
+        return _complain(f"this needs {package}, which is not installed: pip install 'sophia-integrations[{extra}]'")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
@@ -42,23 +52,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sophia", description="Sophia in the training loop you already have.")
+def build_parser() -> Parser:
+    """The command line: every verb with its arguments and help."""
+    parser = Parser(
+        prog="sophia",
+        description="Sophia in the training loop you already have.",
+        epilog="sophia VERB --help tells more. To complete words with the Tab key, once per shell: "
+        'eval "$(sophia completion bash)"',
+    )
     parser.add_argument("--version", action=_Version)
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+
+    ls = verbs.add_parser("ls", help="list the recipes that come with the package")
+    ls.set_defaults(verb=_ls)
+
+    show = verbs.add_parser("show", help="print a recipe resolved, with where each value comes from")
+    _add_recipe(show)
+    show.set_defaults(verb=_show)
+
+    cp = verbs.add_parser("cp", help="copy a recipe to change it; never overwrites")
+    name = cp.add_argument("recipe", metavar="NAME", help="a recipe that sophia ls lists, or a path")
+    name.complete = completion.RECIPE  # type: ignore[attr-defined]
+    dest = cp.add_argument("dest", metavar="DEST", nargs="?", default=".", help="a file or folder (default: here)")
+    dest.complete = completion.FILE  # type: ignore[attr-defined]
+    cp.set_defaults(verb=_cp)
+
+    validate = verbs.add_parser(
+        "validate",
+        help="check a recipe without training; reports every problem at once",
+        description="Checks names, types and combinations without importing torch; nothing of the recipe is run.",
+    )
+    _add_recipe(validate)
+    validate.add_argument("--deep", action="store_true", help="build data, model, Trainer and optimizer too")
+    validate.set_defaults(verb=_validate)
 
     train = verbs.add_parser("train", help="train a recipe, or go on with an interrupted run of it")
     _add_recipe(train)
     train.add_argument("--fresh", action="store_true", help="start in a new numbered folder")
+    how = train.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="build everything, say what training would take, and stop")
+    how.add_argument("--smoke", action="store_true", help="train a tiny version: two minutes on a CPU for any recipe")
+    how.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine, one per GPU")
     train.set_defaults(verb=_train)
 
-    validate = verbs.add_parser("validate", help="check a recipe without training; reports every problem at once")
-    _add_recipe(validate)
-    validate.set_defaults(verb=_validate)
+    prepare = verbs.add_parser("prepare", help="fetch and tokenize what a recipe needs, so that it trains offline")
+    _add_recipe(prepare)
+    prepare.set_defaults(verb=_prepare)
 
     run = verbs.add_parser(
         "run",
@@ -70,13 +114,34 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(verb=None)
 
     plot = verbs.add_parser("plot", help="draw loss.png of a run folder")
-    plot.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, such as runs/pretrain-gpt2-stdlib")
+    run_dir = plot.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, such as runs/pretrain-gpt2-stdlib")
+    run_dir.complete = completion.FOLDER  # type: ignore[attr-defined]
     plot.set_defaults(verb=_plot)
+
+    schema = verbs.add_parser(
+        "schema",
+        help="print the JSON Schema of recipes, for editors that complete and check YAML",
+        description="The schema holds our keys and those of the installed transformers and peft. In a recipe, the line "
+        "'# yaml-language-server: $schema=FILE' points an editor to it.",
+    )
+    file = schema.add_argument("file", metavar="FILE", nargs="?", help="write it there instead of printing it")
+    file.complete = completion.FILE  # type: ignore[attr-defined]
+    schema.set_defaults(verb=_schema)
+
+    complete = verbs.add_parser(
+        "completion",
+        help="print a script that completes this command's words in a shell",
+        description='For bash: eval "$(sophia completion bash)" in ~/.bashrc. For zsh: '
+        "sophia completion zsh > ~/.zfunc/_sophia, with that folder in fpath.",
+    )
+    complete.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    complete.set_defaults(verb=_completion)
     return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe, such as recipes/hf/pretrain-gpt2-stdlib.yaml")
+    recipe = parser.add_argument("recipe", metavar="RECIPE", help="a path, or a name that sophia ls lists")
+    recipe.complete = completion.RECIPE  # type: ignore[attr-defined]
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as training.max_steps=50")
 
 
@@ -93,10 +158,67 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _ls(arguments: argparse.Namespace) -> int:
+    from .recipes.catalog import listing
+
+    print(listing(), end="")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from .recipes.reading.loader import read
+    from .recipes.reading.origins import describe_origins
+
+    draft = read(arguments.recipe, arguments.overrides)
+    draft.raise_problems()
+    print(describe_origins(draft), end="")
+    return 0
+
+
+def _cp(arguments: argparse.Namespace) -> int:
+    from .recipes.catalog import copy
+
+    for path in copy(arguments.recipe, arguments.dest):
+        print(path)
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from .recipes.reading.loader import read
+
+    if arguments.deep:
+        from .recipes.running.dry_run import dry_run
+
+        dry_run(arguments.recipe, arguments.overrides, lambda line: None)
+        print(f"{arguments.recipe}: valid, and everything but the training was built")
+        return 0
+    read(arguments.recipe, arguments.overrides).raise_problems()
+    print(f"{arguments.recipe}: valid")
+    return 0
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    recipe, overrides = arguments.recipe, arguments.overrides
+    if arguments.nproc is not None:
+        from .recipes.running.launch import launch
+
+        fresh = ["--fresh"] if arguments.fresh else []
+        return launch(["train", recipe, *overrides, *fresh], arguments.nproc)
+    if arguments.dry_run:
+        from .recipes.running.dry_run import dry_run
+
+        dry_run(recipe, overrides, print)
+        return 0
+    if arguments.smoke:
+        from .recipes.running.smoke import smoke
+
+        return _ended(smoke(recipe, overrides, print))
     from .recipes.running.train import train
 
-    outcome = train(arguments.recipe, arguments.overrides, fresh=arguments.fresh)
+    return _ended(train(recipe, overrides, fresh=arguments.fresh))
+
+
+def _ended(outcome: object) -> int:
     if outcome.signal:
         return 128 + outcome.signal
     if outcome.trained:
@@ -107,14 +229,10 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _validate(arguments: argparse.Namespace) -> int:
-    from .recipes.reading.loader import check, read
-    from .recipes.running.train import require_packages
+def _prepare(arguments: argparse.Namespace) -> int:
+    from .recipes.running.prepare import prepare
 
-    draft = read(arguments.recipe, arguments.overrides)
-    require_packages()
-    check(draft)
-    print(f"{arguments.recipe}: valid")
+    prepare(arguments.recipe, arguments.overrides, print)
     return 0
 
 
@@ -129,4 +247,21 @@ def _plot(arguments: argparse.Namespace) -> int:
     from .reports.plot import plot_run
 
     print(plot_run(arguments.run_dir))
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from .recipes.reading.json_schema import schema_text
+
+    if arguments.file is None:
+        print(schema_text(), end="")
+    else:
+        with open(arguments.file, "w", encoding="utf-8") as file:
+            file.write(schema_text())
+        print(arguments.file)
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    print(completion.script(build_parser(), arguments.shell), end="")
     return 0

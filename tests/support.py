@@ -45,6 +45,15 @@ def tiny_model(kind="gpt2", **config):
     return LlamaForCausalLM(LlamaConfig(max_position_embeddings=32, **ids, **{**options, **config}))
 
 
+def lora_llama():
+    """`tiny_model("llama")` with LoRA adapters that already do something."""
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("llama")
+    options = dict(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(model, LoraConfig(r=2, **options))
+
+
 def token_rows(rows=64, masked=True, seed=0):
     """Rows whose first tokens carry no loss, a different number in each row."""
     generator = torch.Generator().manual_seed(seed)

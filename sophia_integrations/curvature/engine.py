@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..optim import Estimate
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import DiagonalSum, rank_of
+from .reduction import DiagonalSum, is_flattened, rank_of
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
 
@@ -94,8 +94,13 @@ class UnitEstimator:
 
         Raises:
             ValueError: the readout finds no predictions, or no labels where it needs them; the optimizer trains
-                no parameter of the model.
+                no parameter of the model; the model is under FSDP1.
         """
+        if is_flattened(self.model):
+            raise ValueError(
+                f"{type(self).__name__} does not run under FSDP1 (FullyShardedDataParallel), which flattens the "
+                "parameters: use FSDP2 (torch.distributed.fsdp.fully_shard, or fsdp_version: 2 in accelerate)."
+            )
         self._check_trains_model(params)
         batches = self._tap.take()
         rank = rank_of(self.process_group)

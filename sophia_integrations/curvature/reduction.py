@@ -142,6 +142,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
 
 
+def is_flattened(model: nn.Module) -> bool:
+    """Whether `model` is under FSDP1 (`FullyShardedDataParallel`), whose parameters have lost their shapes."""
+    return not is_sharded(model) and any(getattr(m, "_is_fsdp_managed_module", False) for m in model.modules())
+
+
 def is_distributed(group: dist.ProcessGroup | None) -> bool:
     """Whether `group` (None: the default group) has several ranks in this process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1

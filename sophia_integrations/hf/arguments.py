@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 NAMES = ("sophia", "sophia_g", "sophia_h")
@@ -45,6 +45,12 @@ def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, fl
             kind = "a whole number" if types[key] is int else "a number"
             raise ValueError(f"optim_args: {key} must be {kind}, got {value!r}.") from None
     return parsed
+
+
+def refuse_foreign_arguments(optim: str, given: Collection[str]) -> None:
+    """Raise ValueError for arguments that belong to another of our optimizers than `optim`."""
+    if optim != "sophia_h" and not set(HUTCHINSON_ONLY).isdisjoint(given):
+        raise ValueError(f"optim_args: {', '.join(HUTCHINSON_ONLY)} belongs to optim='sophia_h', not to {optim!r}.")
 
 
 def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
 from ..optim import SophiaG, SophiaH
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, HUTCHINSON_ONLY, NAMES, OPTIMIZER_KEYS, parse_optim_args
+from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, OPTIMIZER_KEYS, parse_optim_args, refuse_foreign_arguments
+from .parallelism import check_parallelism
 
 OLDEST_TRANSFORMERS = (4, 46)
 _LOSS_IS_NO_LIKELIHOOD = frozenset(
@@ -32,6 +33,7 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
         return None
     _check_supported(args, model)
     given = parse_optim_args(args.optim_args)
+    refuse_foreign_arguments(name, given)
     options = {k: v for k, v in {**DEFAULTS, **given}.items() if k in OPTIMIZER_KEYS}
     betas = (options.pop("beta1"), options.pop("beta2"))
     estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
@@ -40,8 +42,6 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
     estimator: type[UnitEstimator] = GaussNewtonBartlett
     if name == "sophia_h":
         optimizer, estimator = SophiaH, Hutchinson
-    elif not given.keys().isdisjoint(HUTCHINSON_ONLY):
-        raise ValueError(f"optim_args: {', '.join(HUTCHINSON_ONLY)} belongs to optim='sophia_h', not to {name!r}.")
     kwargs = {"lr": args.learning_rate, "betas": betas, **options}
     return optimizer, {**kwargs, "estimator": estimator(model, **estimator_options)}
 
@@ -58,10 +58,7 @@ def _check_supported(args: Any, model: nn.Module | None) -> None:
         )
     if model is None:
         raise ValueError("Sophia needs the model: call get_optimizer_cls_and_kwargs(args, model).")
-    if getattr(args, "deepspeed", None):
-        raise ValueError("Sophia does not run under DeepSpeed, which owns the gradients: use DDP.")
-    if getattr(args, "fsdp", None):
-        raise ValueError("Sophia does not run under FSDP yet: use DDP.")
+    check_parallelism(args, model, second_derivatives=getattr(args.optim, "value", args.optim) == "sophia_h")
     other = next((c.__name__ for c in type(args).__mro__ if c.__name__ in _LOSS_IS_NO_LIKELIHOOD), None)
     if other is not None:
         raise ValueError(

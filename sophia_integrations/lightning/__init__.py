@@ -7,5 +7,6 @@ from ..optim import SophiaG, SophiaH
 from .callback import SophiaCallback
 from .causal_lm import CausalLM
 from .data import TextDataModule
+from .exact_resume import ExactResume
 
-__all__ = ["CausalLM", "SophiaCallback", "SophiaG", "SophiaH", "TextDataModule"]
+__all__ = ["CausalLM", "ExactResume", "SophiaCallback", "SophiaG", "SophiaH", "TextDataModule"]

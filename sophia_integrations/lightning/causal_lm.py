@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..optim import SophiaG
+from .exact_resume import ExactResume
 
 
 class CausalLM(LightningModule):
@@ -20,7 +22,9 @@ class CausalLM(LightningModule):
 
     Weight decay applies to matrices and embeddings, not to biases and norms, as in the Hugging Face Trainer. The
     learning rate rises linearly for `warmup_steps` optimizer steps and then follows `schedule` to the end of
-    training. Logs `train_loss` and `val_loss`.
+    training. Logs `train_loss` and `val_loss`. Brings `ExactResume` with it. A pretrained model is loaded in float32,
+    and trained in what the Trainer's `precision` says. With `peft` and `pretrained`, Lightning's checkpoints hold the
+    adapters alone.
 
     Args:
         config: a transformers config with its `model_type`, for a model from scratch.
@@ -29,9 +33,13 @@ class CausalLM(LightningModule):
         warmup_steps: optimizer steps until the full learning rate.
         schedule: what follows: half a cosine to 0, a line to 0, or no change.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        peft: the words of `peft.LoraConfig`, such as `r` and `target_modules`; only the adapters are trained then.
+        revision: branch, tag or commit of `pretrained` on the hub.
+        trust_remote_code: let `pretrained` run the Python code that it brings along.
 
     Raises:
-        ValueError: not exactly one of `config` and `pretrained` is given, or the config lacks `model_type`.
+        ValueError: not exactly one of `config` and `pretrained` is given, the config lacks `model_type`, or `peft`
+            has a word that LoraConfig does not know.
 
     Example:
         >>> sizes = dict(n_layer=1, n_head=1, n_embd=8, vocab_size=16, bos_token_id=0, eos_token_id=0)
@@ -48,6 +56,9 @@ class CausalLM(LightningModule):
         warmup_steps: int = 0,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
         gradient_checkpointing: bool = False,
+        peft: dict[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if (config is None) == (pretrained is None):
@@ -59,10 +70,22 @@ class CausalLM(LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self._make_optimizer = optimizer
         self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.model = _build(config, pretrained).train()
+        if config is not None:
+            self.model = _new(config)
+        else:
+            self.model = _pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+        if getattr(self.model, "loss_type", "") is None:
+            self.model.loss_type = "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
         if gradient_checkpointing:
             newer = getattr(self.model, "activation_checkpointing_enable", None)
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if peft is not None:
+            self.model = _with_adapters(self.model, peft)
+            self.strict_loading = pretrained is None
+        self.model.train()
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [ExactResume()]
 
     def configure_model(self) -> None:
         """Shard the model with FSDP2 when `ModelParallelStrategy` runs it, one unit for each block."""
@@ -87,7 +110,13 @@ class CausalLM(LightningModule):
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["input_ids"]))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.finish_optimizer(self._make_optimizer(self.parameters()))
+        return self.finish_optimizer(self._make_optimizer(p for p in self.parameters() if p.requires_grad))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.strict_loading:
+            frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+            kept = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in frozen}
+            checkpoint["state_dict"] = kept
 
     def finish_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
         """Exempt biases and norms from weight decay in an optimizer of one group, and add the schedule."""
@@ -121,10 +150,27 @@ def _factor(step: int, warmup: int, total: float, schedule: str) -> float:
     return _SCHEDULES[schedule](min(1.0, progress))
 
 
-def _build(config: dict[str, Any] | None, pretrained: str | None) -> torch.nn.Module:
+def _new(config: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if pretrained is not None:
-        return AutoModelForCausalLM.from_pretrained(pretrained)
     options = dict(config)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+
+
+def _pretrained(place: str, **options: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(place, **options)
+    return model if getattr(model, "is_quantized", False) else model.float()
+
+
+def _with_adapters(model: nn.Module, words: dict[str, Any]) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    known = [item.name for item in dataclasses.fields(LoraConfig) if item.init]
+    for word in words:
+        if word not in known:
+            near = difflib.get_close_matches(str(word), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"CausalLM's peft takes the words of peft.LoraConfig, which has no {word!r}{hint}")
+    return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **words}))

@@ -1,44 +1,70 @@
-"""Text files as blocks of tokens for a LightningModule: read, split, tokenized once, kept in a cache folder."""
+"""Text as batches for a LightningModule: the sources, formats, tokenizers and cache of `text/`, position kept."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
+import contextlib
 import os
-import sysconfig
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from .loader import BlockLoader
+from ..text.prepare import Prepared, prepare
+from ..text.source import load_source
+from ..text.tokenizer import load_tokenizer, train_tokenizer
+from .causal_lm import CausalLM
+from .loader import RowLoader
 
-END_OF_TEXT = "<|endoftext|>"
-_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Hub(TypedDict, total=False):
+    """A data set by its hub id, or a folder with a copy of its repository: `path` alone is needed."""
+
+    path: str
+    name: str
+    split: str
+    validation_split: str
+    revision: str
 
 
 class TextDataModule(LightningDataModule):
-    """Blocks of `block_size` tokens out of text files, which are joined by an end-of-text token.
+    """Text files or a data set as batches of tokens for a causal language model, to pre-train or fine-tune it.
 
-    Without `files`, the text is the running Python's standard library: about 12 MB on every machine, nothing is
-    downloaded, but losses compare only within one Python version. A file is held out for validation by a hash of
-    its name. The training loader's position is part of Lightning's checkpoints, so mid-epoch resume is exact.
+    Without `files` and `hub`, the text is the running Python's standard library: about 10 MB on every machine, nothing
+    is downloaded, but losses compare only within one Python version. Text is joined by an end-of-text token and cut
+    into rows of `block_size`; of prompt-completion and chat examples each is a row, padded in its batch, and only the
+    completion and the assistant's words carry loss. A file is held out for validation by a hash of its name, a row by
+    a hash of its content. The training loader's position is part of Lightning's checkpoints, so mid-epoch resume is
+    exact. The same settings give the same rows as in a recipe for the Hugging Face Trainer.
 
     Args:
-        files: glob patterns of UTF-8 text files; `**` crosses folders.
+        files: glob patterns of text files (one document each), jsonl, json, csv or parquet (one row each); `**`
+            crosses folders.
         tokenizer: path or hub id of a transformers tokenizer; by default a byte-level BPE is trained on the text.
         vocab_size: of the tokenizer that is trained.
-        block_size: tokens in a row.
+        block_size: tokens in a row; a longer example is cut.
         batch_size: rows of a batch on one device.
-        validation_fraction: share of the files held out, in (0, 1).
+        validation_fraction: share of the documents or rows held out, in (0, 1).
         seed: key of the order of the rows.
         cache_dir: where tokens are kept; `$SOPHIA_CACHE`, else `sophia-integrations` in the user's cache folder.
+        hub: a data set by its hub id or folder, instead of `files`.
+        validation_files: glob patterns of the files held out, instead of a fraction.
+        task: what `format` follows from when it is not given: text for pretrain; for finetune what the columns say.
+        format: what a row holds: text, a prompt and its completion, or the messages of a chat.
+        columns: the column of each part (text, prompt, completion, messages) that has another name.
+        packing: put several prompt-completion or chat examples into one row, without a view of each other.
+        min_frequency: how often a pair of tokens must occur for the trained tokenizer to join it.
+
+    Attributes:
+        prepared: both splits as rows, their counts and their digest, once they are prepared.
+        tokenizer_object: the tokenizer, once it is prepared.
 
     Raises:
-        ValueError: an option out of range. On preparing: a pattern without files, or too little text for a block.
+        ValueError: an option out of range, or, when training begins, a model that does not fit the text.
+        UserError: on preparing, a source that cannot be read, or too little text for a row.
     """
 
     def __init__(
@@ -51,117 +77,100 @@ class TextDataModule(LightningDataModule):
         validation_fraction: float = 0.05,
         seed: int = 0,
         cache_dir: str | None = None,
+        hub: Hub | None = None,
+        validation_files: list[str] | None = None,
+        task: Literal["pretrain", "finetune"] = "pretrain",
+        format: Literal["text", "prompt-completion", "chat"] | None = None,
+        columns: dict[str, str] | None = None,
+        packing: bool | None = None,
+        min_frequency: int = 2,
     ) -> None:
         super().__init__()
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction!r}.")
         if min(block_size, batch_size) < 1:
             raise ValueError("block_size and batch_size must be at least 1.")
-        self.files, self.tokenizer, self.vocab_size = files, tokenizer, vocab_size
-        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
-        self.validation_fraction = validation_fraction
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.cache_dir = Path(cache_dir or os.environ.get("SOPHIA_CACHE") or caches / "sophia-integrations")
-        self.train_blocks: np.ndarray | None = None
-        self.validation_blocks: np.ndarray | None = None
+        if files is not None and hub is not None:
+            raise ValueError("TextDataModule reads files or hub: give one of them.")
+        if hub is not None and "path" not in hub:
+            raise ValueError("TextDataModule's hub needs a path: the id of a data set, or a folder.")
+        self.source = {
+            "source": "python-stdlib" if files is None and hub is None else None,
+            "files": files,
+            "hub": hub,
+            "validation_files": validation_files,
+            "validation_fraction": validation_fraction,
+            "format": format,
+            "columns": columns,
+        }
+        self.tokenizer, self.vocab_size, self.min_frequency = tokenizer, vocab_size, min_frequency
+        self.task, self.block_size, self.packing = task, block_size, packing
+        self.batch_size, self.seed, self.cache_dir = batch_size, seed, cache_dir
+        self.say: Any = rank_zero_info
+        self.prepared: Prepared | None = None
+        self.tokenizer_object: PreTrainedTokenizerBase | None = None
 
     def prepare_data(self) -> None:
-        """Tokenize, unless the cache has it; Lightning calls this on one process of a machine."""
-        documents = self._documents()
-        target = self._cached(documents)
-        if target.is_file():
-            return
-        train = [text for name, text in documents if not self._held_out(name)]
-        encode, end = _trained(train, self.vocab_size) if self.tokenizer is None else _loaded(self.tokenizer)
-        streams = {}
-        for split, wanted in (("train", False), ("validation", True)):
-            texts = [text for name, text in documents if self._held_out(name) is wanted]
-            streams[split] = np.array([i for text in texts for i in [*encode(text), end]], dtype=np.uint32)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.cache_dir, suffix=".npz", delete=False) as aside:
-            np.savez(aside, **streams)
-        os.replace(aside.name, target)
+        """Fill the cache; Lightning calls this on one process of a machine."""
+        self._prepare()
 
     def setup(self, stage: str) -> None:
-        with np.load(self._cached(self._documents())) as streams:
-            self.train_blocks, self.validation_blocks = (self._cut(streams, s) for s in ("train", "validation"))
-        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
-        known = getattr(getattr(model, "config", None), "vocab_size", None)
-        largest = int(self.train_blocks.max())
-        if known is not None and largest >= known:
-            raise ValueError(f"the text has the token {largest}, and the model's vocab_size is only {known}.")
+        self._prepare()
+        self._require_fit(getattr(self.trainer, "lightning_module", None))
 
-    def train_dataloader(self) -> BlockLoader:
-        loader = self._loader(self.train_blocks, shuffle=True)
+    def train_dataloader(self) -> RowLoader:
+        loader = self._loader(self.prepared.train, shuffle=True)
         if not len(loader):
-            raise ValueError(f"{len(self.train_blocks)} training blocks do not fill one batch: give more text.")
+            raise ValueError(f"{len(self.prepared.train)} training rows do not fill one batch: give more text.")
         return loader
 
-    def val_dataloader(self) -> BlockLoader:
-        return self._loader(self.validation_blocks, shuffle=False)
+    def val_dataloader(self) -> RowLoader:
+        return self._loader(self.prepared.validation, shuffle=False)
 
-    def _loader(self, blocks: np.ndarray, shuffle: bool) -> BlockLoader:
+    def _loader(self, rows: Any, shuffle: bool) -> RowLoader:
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return BlockLoader(blocks, self.batch_size, shuffle, self.seed, *ranks)
+        return RowLoader(rows, self.batch_size, self.prepared.collate, shuffle, self.seed, *ranks)
 
-    def _cut(self, streams: Any, split: str) -> np.ndarray:
-        stream = streams[split]
-        rows = len(stream) // self.block_size
-        if not rows:
+    def _prepare(self) -> None:
+        if self.prepared is not None:
+            return
+        with _cache(self.cache_dir):
+            source = load_source(task=self.task, **self.source)
+            if source.skipped:
+                self.say(f"Skipping {len(source.skipped)} files that are not text in their declared encoding.")
+            if self.tokenizer is None:
+                tokenizer = train_tokenizer(source, self.vocab_size, self.min_frequency, self.say)
+            else:
+                tokenizer = load_tokenizer(self.tokenizer, key="data.tokenizer")
+            options = dict(block_size=self.block_size, task=self.task, packing=self.packing, say=self.say)
+            self.prepared, self.tokenizer_object = prepare(source, tokenizer, **options), tokenizer
+        self.say(self.prepared.describe())
+
+    def _require_fit(self, module: Any) -> None:
+        config = getattr(getattr(module, "model", None), "config", None)
+        known, tokens = getattr(config, "vocab_size", None), len(self.tokenizer_object)
+        context = getattr(config, "max_position_embeddings", None)
+        if known is not None and tokens > known:
+            raise ValueError(f"the tokenizer has {tokens} tokens, and the model's vocab_size is only {known}.")
+        if context is not None and self.block_size > context:
+            raise ValueError(f"block_size {self.block_size} is longer than the model's context of {context} tokens.")
+        if self.tokenizer is None and isinstance(module, CausalLM) and module.hparams.pretrained:
             raise ValueError(
-                f"the {split} text has {len(stream)} tokens, less than one block of {self.block_size}: give more files"
-                ", or change validation_fraction or block_size."
+                "a pretrained model knows its own tokens only: give TextDataModule its tokenizer, "
+                f"tokenizer={module.hparams.pretrained!r}."
             )
-        return stream[: rows * self.block_size].reshape(rows, self.block_size)
-
-    def _documents(self) -> list[tuple[str, str]]:
-        """(name, text) of every file that is UTF-8, in the order of the names."""
-        if self.files is None:
-            root = Path(sysconfig.get_path("stdlib"))
-            paths = [p for p in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(p.relative_to(root).parts)]
-        else:
-            paths = sorted({path for pattern in self.files for path in _matches(pattern)})
-            root = Path(os.path.commonpath([path.parent for path in paths]))
-        return sorted((p.relative_to(root).as_posix(), text) for p in paths for text in _texts(p))
-
-    def _held_out(self, name: str) -> bool:
-        number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-        return number < self.validation_fraction * 2**64
-
-    def _cached(self, documents: list[tuple[str, str]]) -> Path:
-        key = hashlib.sha256(repr((self.tokenizer, self.vocab_size, self.validation_fraction)).encode())
-        for document in documents:
-            key.update(repr(document).encode("utf-8", "surrogatepass"))
-        return self.cache_dir / f"lightning-{key.hexdigest()[:32]}.npz"
 
 
-def _matches(pattern: str) -> list[Path]:
-    found = [Path(hit).resolve() for hit in glob.glob(os.path.expanduser(pattern), recursive=True)]
-    found = [path for path in found if path.is_file()]
-    if not found:
-        raise ValueError(f"no file matches {pattern!r}.")
-    return found
-
-
-def _texts(path: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def _cache(folder: str | None) -> Iterator[None]:
+    """Makes `folder` the cache of `text/` meanwhile."""
+    before = os.environ.get("SOPHIA_CACHE")
+    if folder is not None:
+        os.environ["SOPHIA_CACHE"] = str(folder)
     try:
-        yield path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError):
-        return
-
-
-def _trained(texts: list[str], vocab_size: int) -> tuple[Any, int]:
-    from tokenizers import ByteLevelBPETokenizer
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
-    return lambda text: bpe.encode(text).ids, bpe.token_to_id(END_OF_TEXT)
-
-
-def _loaded(place: str) -> tuple[Any, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer {place!r} has no end-of-text token, which documents are joined by.")
-    return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], tokenizer.eos_token_id
+        yield
+    finally:
+        if folder is not None:
+            del os.environ["SOPHIA_CACHE"]
+            if before is not None:
+                os.environ["SOPHIA_CACHE"] = before

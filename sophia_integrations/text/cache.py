@@ -41,11 +41,13 @@ def write_aside(target: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> None:
-    """Stores one cache entry; a cache that cannot be written costs time next time, never the run."""
+def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> bool:
+    """Stores one cache entry, and says whether; a cache that cannot be written costs time, never the run."""
     target = cache_dir() / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_aside(target, write)
     except OSError as error:
         say(f"Cache: {cache_dir()} cannot be written ({error.strerror}); going on without it.")
+        return False
+    return True

@@ -1,50 +1,88 @@
-"""The tokenizer of a run: a byte-level BPE trained on the training documents, or a pretrained one."""
+"""The tokenizer of a run: a byte-level BPE trained on the training text, or a pretrained one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .cache import cache_dir, digest, store
-from .documents import Document
+from .source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
+_CAUSAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+_ENCODER = {"pad_token": "<|pad|>", "cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
+_SPECIAL = {
+    "classify": _ENCODER,
+    "masked-lm": _ENCODER,
+    "seq2seq": {**_CAUSAL, "pad_token": "<|pad|>"},
+}
 
 
-def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
-    """A pretrained tokenizer from a folder or hub id; raises `UserError` when it cannot be loaded
-    or has no end-of-text token."""
+def load_tokenizer(
+    place: str, revision: str | None = None, trust_remote_code: bool = False, key: str = "tokenizer.pretrained"
+) -> PreTrainedTokenizerBase:
+    """A pretrained tokenizer from a folder or hub id; raises `UserError` about `key` when it cannot be loaded or has
+    no token that ends a document."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"tokenizer.pretrained: {place!r} cannot be loaded: {reason}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer.pretrained: {place!r} has no end-of-text token, which documents are joined by")
+        raise UserError(f"{key}: {place!r} cannot be loaded: {reason}") from None
+    if separator(tokenizer) is None:
+        raise UserError(f"{key}: {place!r} has no end-of-text token, which documents are joined by")
     return tokenizer
 
 
+def separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a document: end of text, or what an encoder separates by."""
+    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills a row; where there is none, the one that ends a document."""
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else separator(tokenizer)
+    assert token is not None
+    return token
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of all that decides which tokens a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    template = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return digest([words, json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str), template])
+
+
 def train_tokenizer(
-    documents: list[Document], vocab_size: int, min_frequency: int, say: Callable[[str], object]
+    source: Source, vocab_size: int, min_frequency: int, say: Callable[[str], object], task: str = "pretrain"
 ) -> PreTrainedTokenizerBase:
-    """A byte-level BPE with an end-of-text token, trained on `documents` or taken from the cache."""
-    return _wrap(_trained(documents, vocab_size, min_frequency, say))
+    """A byte-level BPE trained on the training text of `source`, or taken from the cache.
+
+    It has an end-of-text token; for encoders (classify, masked-lm) tokens for padding, start, end and mask instead,
+    which it puts around a text by itself; for seq2seq one for padding too.  Raises `UserError` for a stream.
+    """
+    if source.streaming:
+        raise UserError("tokenizer.train: reads all training text first; with data.streaming give tokenizer.pretrained")
+    special = _SPECIAL.get(task, _CAUSAL)
+    return _wrap(_trained(source, vocab_size, min_frequency, special, say), special)
 
 
 def _trained(
-    documents: list[Document], vocab_size: int, min_frequency: int, say: Callable[[str], object]
+    source: Source, vocab_size: int, min_frequency: int, special: dict[str, str], say: Callable[[str], object]
 ) -> Path | str:
     import tokenizers
 
-    parts = [tokenizers.__version__, str(vocab_size), str(min_frequency)]
-    name = f"tokenizer-{digest(parts + [document.text for document in documents])[:32]}.json"
+    words = list(dict.fromkeys(special.values()))
+    parts = [tokenizers.__version__, str(vocab_size), str(min_frequency), *words]
+    name = f"tokenizer-{digest([*parts, source.digest])[:32]}.json"
     cached = cache_dir() / name
     if cached.is_file():
         return cached
@@ -55,23 +93,27 @@ def _trained(
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=words,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((document.text for document in documents), trainer)
+    bpe.train_from_iterator(source.training_texts(), trainer)
+    if "cls_token" in special:
+        first, last = special["cls_token"], special["sep_token"]
+        bpe.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{first} $A {last}",
+            pair=f"{first} $A {last} $B {last}",
+            special_tokens=[(word, bpe.token_to_id(word)) for word in (first, last)],
+        )
     store(name, lambda aside: bpe.save(str(aside)), say)
     return bpe.to_str()
 
 
-def _wrap(trained: Path | str) -> PreTrainedTokenizerBase:
+def _wrap(trained: Path | str, special: dict[str, str]) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
     text = trained.read_text(encoding="utf-8") if isinstance(trained, Path) else trained
     return PreTrainedTokenizerFast(
-        tokenizer_object=Backend.from_str(text),
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=Backend.from_str(text), clean_up_tokenization_spaces=False, **special
     )

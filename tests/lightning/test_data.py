@@ -2,92 +2,132 @@
 
 import numpy as np
 import pytest
+import torch
 from workers.lightning_support import FILTERS, causal_lm, make_trainer
 
+from sophia_integrations.errors import UserError
 from sophia_integrations.lightning import TextDataModule
-from sophia_integrations.lightning.loader import BlockLoader
+from sophia_integrations.lightning.loader import RowLoader
+from sophia_integrations.text.collate import Stack
+from sophia_integrations.text.prepare import prepare
+from sophia_integrations.text.source import load_source
+from sophia_integrations.text.tokenizer import train_tokenizer
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
-BLOCKS = np.arange(44, dtype=np.uint32).reshape(22, 2)
+
+
+def loader_of(batch_size, shuffle, *rest, **options):
+    rows = [{"input_ids": torch.tensor([number])} for number in range(22)]
+    return RowLoader(rows, batch_size, Stack(), shuffle, *rest, **options)
 
 
 def rows(batches):
-    return [int(ids[0]) // 2 for batch in batches for ids in batch["input_ids"]]
+    return [int(ids[0]) for batch in batches for ids in batch["input_ids"]]
 
 
 def test_an_epoch_is_a_permutation_of_its_own():
-    loader = BlockLoader(BLOCKS, 4, shuffle=True, seed=1)
+    loader = loader_of(4, True, seed=1)
     first, second = rows(loader), rows(loader)
     assert len(first) == len(set(first)) == 20 and first != second
-    assert first == rows(BlockLoader(BLOCKS, 4, shuffle=True, seed=1))
-    assert first != rows(BlockLoader(BLOCKS, 4, shuffle=True, seed=2))
+    assert first == rows(loader_of(4, True, seed=1))
+    assert first != rows(loader_of(4, True, seed=2))
 
 
 def test_ranks_share_an_epoch_without_overlap():
-    seen = [rows(BlockLoader(BLOCKS, 3, True, 0, rank, 2)) for rank in range(2)]
+    seen = [rows(loader_of(3, True, 0, rank, 2)) for rank in range(2)]
     assert [len(s) for s in seen] == [9, 9] and not set(seen[0]) & set(seen[1])
 
 
 def test_validation_takes_every_row_in_order_each_time():
-    loader = BlockLoader(BLOCKS, 4, shuffle=False)
+    loader = loader_of(4, False)
     assert rows(loader) == rows(loader) == list(range(22)) and len(loader) == 6
 
 
 @pytest.mark.parametrize("taken", [1, 3, 5])
 def test_state_goes_on_with_the_next_batch(taken):
-    loader = BlockLoader(BLOCKS, 4, shuffle=True)
+    loader = loader_of(4, True)
     iterator = iter(loader)
     for _ in range(taken):
         next(iterator)
-    other = BlockLoader(BLOCKS, 4, shuffle=True)
+    other = loader_of(4, True)
     other.load_state_dict(loader.state_dict())
     expected = rows(iterator) + rows(loader) if taken < 5 else rows(loader)
     assert rows(other) + (rows(other) if taken < 5 else []) == expected
 
 
-def test_files_become_blocks_and_the_cache_is_used(tmp_path):
+@pytest.fixture
+def files(tmp_path):
     (tmp_path / "deep").mkdir()
     for number in range(12):
         (tmp_path / "deep" / f"{number}.txt").write_text(f"document {number} says hello world " * 20)
-    (tmp_path / "deep" / "binary.txt").write_bytes(b"\xff\xfe\x00\xff")
-    options = dict(vocab_size=300, block_size=16, validation_fraction=0.3, cache_dir=str(tmp_path / "cache"))
-    data = TextDataModule([str(tmp_path / "**" / "*.txt")], **options)
-    data.prepare_data()
-    written = list((tmp_path / "cache").iterdir())
-    assert len(written) == 1 and written[0].suffix == ".npz"
-    before = written[0].stat().st_mtime_ns
-    data.prepare_data()
-    data.setup("fit")
-    assert written[0].stat().st_mtime_ns == before
+    return [str(tmp_path / "**" / "*.txt")]
+
+
+@pytest.fixture
+def options(tmp_path):
+    return dict(vocab_size=300, block_size=16, validation_fraction=0.3, cache_dir=str(tmp_path / "cache"))
+
+
+def test_files_become_blocks_and_the_cache_is_used(files, options, tmp_path):
+    for _ in range(2):
+        data, said = TextDataModule(files, **options), []
+        data.say = said.append
+        data.prepare_data()
+        data.setup("fit")
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # tokenizer, training and validation tokens
+    assert len(said) == 1 and said[0].startswith("train: 10 documents")
     batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape == (8, 16) and (batch["input_ids"] == batch["labels"]).all()
-    assert data.train_blocks.max() < 300 and 0 < len(data.validation_blocks) < len(data.train_blocks)
+    assert data.prepared.train.rows.max() < 300 and 0 < len(data.prepared.validation) < len(data.prepared.train)
+
+
+def test_rows_are_those_of_a_recipe_for_the_trainer(files, options, tmp_path, monkeypatch):
+    """Contract 7 begins with the data: the same documents, split and tokens for the same settings."""
+    monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "another cache"))
+    source = load_source(files=files, validation_fraction=0.3)
+    expected = prepare(source, train_tokenizer(source, 300, 2, list), block_size=16, say=list)
+    data = TextDataModule(files, **options)
+    data.prepare_data()
+    assert data.prepared.digest == expected.digest
+    assert np.array_equal(data.prepared.train.rows, expected.train.rows)
+    assert np.array_equal(data.prepared.validation.rows, expected.validation.rows)
+
+
+def test_files_held_out_by_name(files, options, tmp_path):
+    (tmp_path / "held.md").write_text("entirely different text " * 30)
+    data = TextDataModule(files, validation_files=[str(tmp_path / "*.md")], **options)
+    data.prepare_data()
+    assert data.prepared.counts["train"].documents == 12 and data.prepared.counts["validation"].documents == 1
 
 
 @pytest.mark.parametrize(
-    ("files", "options", "message"),
+    ("pattern", "changed", "error", "message"),
     [
-        ("nothing-*.txt", {}, "no file matches"),
-        ("*.txt", {"block_size": 10_000}, "less than one block of 10000"),
-        ("*.txt", {"validation_fraction": 1.5}, "must be between 0 and 1"),
-        ("*.txt", {"batch_size": 0}, "at least 1"),
+        ("nothing-*.txt", {}, UserError, "no file matches"),
+        ("**/*.txt", {"block_size": 10_000}, UserError, "less than one block of 10000"),
+        ("**/*.txt", {"batch_size": 1000}, ValueError, "do not fill one batch"),
+        ("**/*.txt", {"validation_fraction": 1.5}, ValueError, "must be between 0 and 1"),
+        ("**/*.txt", {"batch_size": 0}, ValueError, "at least 1"),
     ],
 )
-def test_errors(tmp_path, files, options, message):
-    for number in range(12):
-        (tmp_path / f"{number}.txt").write_text("hello world " * 40)
-    options = {"vocab_size": 300, "validation_fraction": 0.3, "cache_dir": str(tmp_path), **options}
-    with pytest.raises(ValueError, match=message):
-        data = TextDataModule([str(tmp_path / files)], **options)
+def test_errors(files, options, tmp_path, pattern, changed, error, message):
+    with pytest.raises(error, match=message):
+        data = TextDataModule([str(tmp_path / pattern)], **{**options, **changed})
         data.prepare_data()
         data.setup("fit")
+        data.train_dataloader()
 
 
-def test_a_model_with_too_small_a_vocabulary_is_refused(tmp_path):
-    for number in range(12):
-        (tmp_path / f"{number}.txt").write_text("hello world " * 40)
-    data = TextDataModule(
-        [str(tmp_path / "*.txt")], vocab_size=300, block_size=8, validation_fraction=0.3, cache_dir=str(tmp_path)
-    )
-    with pytest.raises(ValueError, match="the model's vocab_size is only 61"):
-        make_trainer(max_steps=1).fit(causal_lm(), data)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vocab_size": 300}, "the tokenizer has 290 tokens, and the model's vocab_size is only 61"),
+        ({"block_size": 64}, "block_size 64 is longer than the model's context of 32 tokens"),
+    ],
+)
+def test_a_model_too_small_for_the_text_is_refused(files, options, changed, message):
+    module = causal_lm()
+    if "block_size" in changed:
+        module.model.config.vocab_size = 300
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_steps=1).fit(module, TextDataModule(files, **{**options, **changed}))

@@ -4,9 +4,13 @@ import random
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from support import VOCABULARY, run_worker
+from torch import nn
 from workers.lightning_resume import run
-from workers.lightning_support import FILTERS
+from workers.lightning_support import FILTERS, Classifier, Record, make_trainer, row_loader
+
+from sophia_integrations.lightning import ExactResume
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
 
@@ -44,3 +48,48 @@ def test_killed_and_resumed_run_is_bit_equal(tmp_path, corpus, monkeypatch, prec
         assert torch.equal(a, b)
     for a, b in zip(straight["state"], resumed["state"], strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Dropped(Classifier):
+    """A module that knows nothing of resuming."""
+
+    def __init__(self):
+        super().__init__(hessian_interval=3)
+        self.net.net.insert(1, nn.Dropout(0.5))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("saved", [{"every_n_train_steps": 4}, {"every_n_epochs": 1}], ids=["in the step", "after it"])
+def test_any_module_goes_on_exactly_from_the_end_of_an_epoch(tmp_path, saved):
+    """With a plain, shuffling `DataLoader`, which draws its order from the global random state."""
+
+    def fit(record, checkpoint=None):
+        saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **saved)
+        options = dict(max_steps=-1, max_epochs=2, enable_checkpointing=True)
+        make_trainer(record, saver, ExactResume(), **options).fit(
+            Dropped(), row_loader(8, shuffle=True), ckpt_path=checkpoint
+        )
+
+    straight, resumed = Record(), Record()
+    fit(straight)
+    torch.manual_seed(99)
+    fit(resumed, tmp_path / "step=4.ckpt")
+    assert len(straight.losses) == 8 and resumed.losses == straight.losses[4:]
+
+
+def test_each_rank_goes_on_with_its_own_random_numbers(tmp_path):
+    run_worker("lightning_dropout", tmp_path, processes=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for rank in ranks:
+        assert len(rank["straight"]) == 8 and rank["resumed"] == rank["straight"][4:]
+    assert ranks[0]["masks"] != ranks[1]["masks"]
+
+
+def test_random_states_of_other_ranks_are_left_alone():
+    """A checkpoint of two ranks, opened by one."""
+    callback = ExactResume()
+    states = callback.state_dict()["ranks"] * 2
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    callback.load_state_dict({"ranks": states})
+    assert torch.equal(torch.get_rng_state(), before)

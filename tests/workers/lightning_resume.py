@@ -41,7 +41,7 @@ def run(out, mode, precision, every, files, tokenizer):
         limit_val_batches=0,
     )
     data = TextDataModule([str(files)], str(tokenizer), block_size=12, batch_size=4, validation_fraction=0.5)
-    module = causal_lm(hessian_interval=4, warmup_steps=3, schedule="cosine")
+    module = causal_lm(hessian_interval=4, warmup_steps=3, schedule="cosine", dropout=0.1)
     trainer.fit(module, data, ckpt_path=str(out / f"step={every}.ckpt") if mode == "resumed" else None)
     optimizer = sophia_of(trainer)
     return {

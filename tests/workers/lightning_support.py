@@ -82,11 +82,12 @@ TINY = dict(
 )  # fmt: skip
 
 
-def causal_lm(*, warmup_steps=0, schedule="constant", gradient_checkpointing=False, **options):
+def causal_lm(*, warmup_steps=0, schedule="constant", gradient_checkpointing=False, dropout=0.0, **options):
     """A `CausalLM` with the weights of `tiny_model`."""
     options = {"lr": 1e-3, "hessian_interval": 5, **options}
+    config = {**TINY, "resid_pdrop": dropout, "attn_pdrop": dropout}
     module = CausalLM(
-        TINY, None, lambda params: SophiaG(params, **options), warmup_steps, schedule, gradient_checkpointing
+        config, None, lambda params: SophiaG(params, **options), warmup_steps, schedule, gradient_checkpointing
     )
     module.model.load_state_dict(tiny_model().state_dict())
     return module

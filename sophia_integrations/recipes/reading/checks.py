@@ -1,25 +1,25 @@
-"""Checks that need transformers: ``training`` against TrainingArguments, ``model.config`` against its class.
+"""The framework's words in an ``hf`` recipe, from what the installed packages' text says: names, types, ranges.
 
-Importing this module imports torch and transformers; nothing is built, downloaded or written.
+Nothing heavy is imported; what only the frameworks' own constructors can judge is left to ``constructors.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import typing
-import warnings
 from typing import TYPE_CHECKING, Any
 
-import pydantic
-
-from ...text.documents import matches
-from .wording import choices, describe, did_you_mean, found
+from ...hf.arguments import parse_optim_args, refuse_foreign_arguments
+from ...text.files import matches
+from . import words
+from .homes import unknown_key
+from .values import type_problem
+from .wording import did_you_mean, found
+from .yaml_places import Path
 
 if TYPE_CHECKING:
     from .loader import Draft
 
-_NOT_HERE = {
+NOT_HERE = {
     "output_dir": "the run folder is set by run_dir, at the top level",
     "resume_from_checkpoint": "leave it out: a run resumes from its last good checkpoint by itself",
     "restore_callback_states_from_checkpoint": "leave it out: a run resumes exactly by itself",
@@ -31,45 +31,47 @@ _NOT_HERE = {
 }
 _AT_LEAST_ONE = {
     "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "save_total_limit",
+    "save_total_limit", "r", "lora_alpha",
 }  # fmt: skip
 _POSITIVE = {"num_train_epochs", "logging_steps", "eval_steps", "save_steps"}
-_NOT_NEGATIVE = {"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"}
+_NOT_NEGATIVE = {"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed", "lora_dropout"}
 _ADAM_ONLY = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
-def check_training(training: dict[str, Any], draft: Draft) -> None:
-    """Adds to `draft` every problem of the ``training`` section: names, types, ranges, then combinations."""
-    from transformers import TrainingArguments
+def check_framework_words(raw: dict[str, Any], draft: Draft) -> None:
+    """Adds to `draft` every problem of ``training``, ``model.config``, ``model.peft`` and the file patterns."""
+    training, model, data = raw.get("training"), raw.get("model"), raw.get("data")
+    if isinstance(training, dict):
+        _check_training(training, raw, draft)
+    if isinstance(model, dict):
+        if isinstance(model.get("config"), dict):
+            check_config(model["config"], ("model", "config"), str(raw.get("task")), draft, raw)
+        if isinstance(model.get("peft"), dict):
+            _check_peft(model["peft"], raw, draft)
+    if isinstance(data, dict):
+        _check_files(data, draft)
 
-    before = len(draft.problems)
-    hints = typing.get_type_hints(TrainingArguments)
-    names = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+
+def _check_training(training: dict[str, Any], raw: dict[str, Any], draft: Draft) -> None:
+    known = words.training_words()
     for name, value in training.items():
-        if name in _NOT_HERE:
-            draft.add(("training", name), _NOT_HERE[name], key=True)
-        elif name not in names:
-            near = did_you_mean(name, names)
-            draft.add(("training", name), f"unknown key{near or '; transformers.TrainingArguments has none like it'}",
-                      key=True)  # fmt: skip
+        if name in NOT_HERE:
+            draft.add(("training", name), NOT_HERE[name], key=True)
+        elif name not in known:
+            draft.add(("training", name), unknown_key(name, "training", set(known), raw), key=True)
         else:
-            message = _value_problem(name, value, hints[name])
-            if message:
-                draft.add(("training", name), message)
+            _check_value(("training", name), value, known[name], draft)
     _check_optimizer(training, draft)
-    if len(draft.problems) == before:
-        _check_together(training, draft)
 
 
-def _value_problem(name: str, value: Any, annotation: Any) -> str | None:
-    words = choices(annotation)
-    try:
-        config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
-        pydantic.TypeAdapter(annotation, config=config).validate_python(value)
-    except pydantic.ValidationError:
-        return f"expected {describe(annotation)}, found {found(value)}"
-    if words and isinstance(value, str) and value not in words:
-        return f"{value!r} is not known{did_you_mean(value, words)}"
+def _check_value(path: Path, value: Any, annotation: Any, draft: Draft) -> None:
+    name = str(path[-1])
+    message = type_problem(value, annotation, words.choices(name)) or _range_problem(name, value)
+    if message:
+        draft.add(path, message)
+
+
+def _range_problem(name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if not math.isfinite(value):
@@ -96,62 +98,53 @@ def _check_optimizer(training: dict[str, Any], draft: Draft) -> None:
             draft.add(("training", name), f"has no effect with optim: {optim}; use beta1, beta2, eps in optim_args",
                       key=True)  # fmt: skip
     if isinstance(arguments, str):
-        from ...hf import parse_optim_args
-
         try:
-            parse_optim_args(arguments)
+            refuse_foreign_arguments(optim, parse_optim_args(arguments))
         except ValueError as error:
             draft.add(("training", "optim_args"), str(error).removeprefix("optim_args: "))
 
 
-def _check_together(training: dict[str, Any], draft: Draft) -> None:
-    from transformers import TrainingArguments
+def check_config(config: dict[str, Any], here: Path, task: str, draft: Draft, raw: dict[str, Any]) -> None:
+    """Adds to `draft` every problem of a transformers config: its type, unknown keys, values of another type."""
+    kind = config.get("model_type")
+    if kind is None:
+        return draft.add(here, "the key 'model_type' is missing, such as model_type: gpt2", key=True)
+    if not isinstance(kind, str):
+        return draft.add((*here, "model_type"), f"expected text, found {found(kind)}")
+    types = words.model_types(task) if task in words.TASKS else None
+    if types is not None and kind not in types:
+        name = words.TASKS[task][1]
+        return draft.add((*here, "model_type"), f"{kind!r} is no {name} of transformers{did_you_mean(kind, types)}")
+    known = words.config_words(kind)
+    for name, value in config.items() if known is not None else ():
+        if name == "model_type":
+            continue
+        if name not in known:
+            draft.add((*here, name), unknown_key(name, "model.config", set(known), raw), key=True)
+        else:
+            _check_value((*here, name), value, known[name], draft)
+    return None
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            TrainingArguments(output_dir="unused", **training)
-    except (ValueError, TypeError, ImportError) as error:
-        message = " ".join(str(error).split())
-        named = [name for name in training if name in message]
-        draft.add(("training", max(named, key=len)) if named else ("training",), message, key=True)
+
+def _check_peft(peft: dict[str, Any], raw: dict[str, Any], draft: Draft) -> None:
+    known = words.lora_words()
+    if known is None:
+        return
+    for name, value in peft.items():
+        path = ("model", "peft", name)
+        if name == "peft_type" and isinstance(value, str) and value.upper() == "LORA":
+            continue
+        if name == "peft_type":
+            draft.add(path, f"only LORA is known here, found {value!r}")
+        elif name not in known:
+            draft.add(path, unknown_key(name, "model.peft", set(known), raw), key=True)
+        else:
+            _check_value(path, value, known[name], draft)
 
 
-def check_files(data: dict[str, Any], draft: Draft) -> None:
-    """Adds to `draft` every file pattern of ``data`` that matches nothing."""
+def _check_files(data: dict[str, Any], draft: Draft) -> None:
     for key in ("files", "validation_files"):
         patterns = data.get(key)
         for index, pattern in enumerate(patterns if isinstance(patterns, list) else []):
-            if isinstance(pattern, str) and not matches(pattern):
+            if isinstance(pattern, str) and pattern and not matches(pattern):
                 draft.add(("data", key, index), f"no file matches {pattern!r} (looked from the current folder)")
-
-
-def check_model(raw: dict[str, Any], draft: Draft) -> None:
-    """Adds to `draft` every problem of ``model.config``: its type, unknown keys, values its class refuses."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    config = dict(raw["model"]["config"])
-    here = ("model", "config")
-    kind = config.pop("model_type", None)
-    if kind is None:
-        return draft.add(here, "the key 'model_type' is missing, such as model_type: gpt2", key=True)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
-        near = did_you_mean(str(kind), list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-        return draft.add((*here, "model_type"), f"{kind!r} is no causal language model of transformers{near}")
-    config_class = CONFIG_MAPPING[kind]
-    names = {item.name for item in dataclasses.fields(config_class)} | set(config_class.attribute_map)
-    unknown = [name for name in config if name not in names]
-    for name in unknown:
-        draft.add((*here, name), f"unknown key{did_you_mean(name, names)}", key=True)
-    try:
-        built = config_class(**{name: value for name, value in config.items() if name not in unknown})
-    except Exception as error:  # the config classes raise their own, undocumented types
-        message = " ".join(str(error).split())
-        named = [name for name in config if name in message]
-        return draft.add((*here, max(named, key=len)) if named else here, message)
-    context, data = getattr(built, "max_position_embeddings", None), raw.get("data")
-    block_size = data.get("block_size") if isinstance(data, dict) else None
-    if isinstance(context, int) and isinstance(block_size, int) and block_size > context:
-        draft.add(("data", "block_size"), f"{block_size} is longer than the model's context of {context} tokens")
-    return None

@@ -1,61 +1,94 @@
-"""A recipe file and overrides to a checked `Recipe`, or every problem at once, each with its place.
+"""A recipe file and overrides to a checked recipe, or every problem at once, each with its place.
 
-``read`` is light (no torch, no transformers) and checks our own keys; ``check`` adds what only transformers can
-judge: ``training``, ``model.config``, the optimizer's arguments.
+``read`` is light (no torch, no transformers, nothing of the recipe is run): our own keys, and the frameworks' words as
+their installed text defines them.  ``check`` adds what only the frameworks' own constructors can judge.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
 from ...errors import RecipeError, UserError
+from ..catalog import find
+from .base import KEY, lay_over_base
+from .checks import check_framework_words
+from .combinations import combination_problems
+from .homes import TOP, unknown_key
+from .lightning import check_lightning_words, is_lightning
 from .overrides import apply_overrides
-from .schema import Recipe, combination_problems
-from .wording import did_you_mean, expected_found
-from .yaml_places import Parsed, dotted, parse
+from .schema import Recipe
+from .wording import expected_found
+from .yaml_places import Parsed, dotted, parse_file
 from .yaml_places import Path as KeyPath
 
 
 @dataclass
 class Draft:
-    """A recipe as far as it could be read: ``recipe`` is None when its own keys have problems."""
+    """A recipe as far as it could be read.
+
+    Attributes:
+        file: the recipe file.
+        parsed: its values, base and overrides included, and their places.
+        problems: one line each.
+        framework: which dialect it is written in.
+        recipe: an ``hf`` recipe; None while it has problems, and for Lightning.
+        config: a LightningCLI config; None while it has problems, and for ``hf``.
+        base: the file that ``base:`` names.
+    """
 
     file: Path
     parsed: Parsed
     problems: list[str] = field(default_factory=list)
+    framework: Literal["hf", "lightning"] = "hf"
     recipe: Recipe | None = None
+    config: dict[str, Any] | None = None
+    base: Path | None = None
+    _paths: set[KeyPath] = field(default_factory=set)
 
     def add(self, path: KeyPath, message: str, *, key: bool = False) -> None:
         """Notes a problem of the key at `path`; `key` points at the key itself instead of its value."""
+        if path in self.parsed.unread:
+            return
         where = self.parsed.place(path, key=key)
         self.problems.append(f"{where}: {dotted(path)}: {message}" if path else f"{where}: {message}")
+        self._paths.add(path)
+
+    def has_problem(self, path: KeyPath) -> bool:
+        """Whether a problem was added at `path` or below it."""
+        return any(known[: len(path)] == path for known in self._paths)
 
     def raise_problems(self) -> None:
-        """Raises `RecipeError` with all problems in the order of the text, if there are any."""
+        """Raises `RecipeError` with all problems, if any: in the order of the text, base and arguments last."""
         if self.problems:
-            raise RecipeError(sorted(self.problems, key=_position))
+            raise RecipeError(sorted(dict.fromkeys(self.problems), key=self._position))
 
-
-def _position(problem: str) -> tuple[bool, int, int]:
-    argument = re.match(r"argument (\d+) \(", problem)
-    if argument:
-        return True, int(argument[1]), 0
-    place = re.search(r":(\d+):(\d+): ", problem)
-    return (False, int(place[1]), int(place[2])) if place else (False, 0, 0)
+    def _position(self, problem: str) -> tuple[int, int, int]:
+        argument = re.match(r"argument (\d+) \(", problem)
+        if argument:
+            return 2, int(argument[1]), 0
+        place = re.match(rf"({re.escape(str(self.file))})?.*?:(\d+):(\d+): ", problem)
+        return (0 if place[1] else 1, int(place[2]), int(place[3])) if place else (0, 0, 0)
 
 
 def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
-    """Reads a recipe and checks our own keys.  Raises `UserError` only when there is no such text to read."""
-    path = Path(file)
-    parsed = parse(_text(path), lambda line, column: f"{path}:{line}:{column}")
+    """Reads a recipe and makes every light check.
+
+    Args:
+        file: a path, or the name of a shipped recipe, such as ``hf/pretrain-gpt2-stdlib``.
+        overrides: ``key=value`` with dots in the key.
+
+    Raises:
+        UserError: there is no such text to read.
+    """
+    path = find(file)
+    parsed = _parse(path)
     draft = Draft(path, parsed, parsed.problems)
     parsed.values.setdefault((), f"{path}:1:1")
     if parsed.value is None and not draft.problems:
@@ -64,70 +97,74 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
         draft.add((), "a recipe is a mapping of keys, such as 'framework: hf'")
     if not isinstance(parsed.value, dict):
         return draft
+    draft.base = lay_over_base(parsed, path)
     apply_overrides(parsed, overrides)
-    for where, message in combination_problems(parsed.value):
-        draft.add(where, message, key=True)
-    try:
-        recipe = Recipe.model_validate(parsed.value)
-    except pydantic.ValidationError as error:
-        for item in error.errors(include_url=False):
-            _add_schema_problem(draft, item)
-    else:
+    if KEY in parsed.value:
+        draft.add((KEY,), "a base is named in the file, not in an argument", key=True)
+        del parsed.value[KEY]
+    if is_lightning(parsed.value):
+        draft.framework = "lightning"
+        check_lightning_words(parsed.value, draft)
         if not draft.problems:
-            draft.recipe = recipe
+            draft.config = {key: value for key, value in parsed.value.items() if key != "framework"}
+    else:
+        _check_hf(parsed.value, draft)
     return draft
 
 
 def check(draft: Draft) -> Recipe:
-    """The recipe, checked in full.  Raises `RecipeError` with every problem; imports transformers."""
+    """The recipe, checked in full; for the Lightning dialect `draft.config` is what was checked.
+
+    Raises:
+        RecipeError: every problem; the frameworks are imported to find them.
+    """
     if isinstance(draft.parsed.value, dict):
-        from .checks import check_files, check_model, check_training
+        if draft.framework == "lightning":
+            from .lightning_types import check_lightning_types
 
-        raw = draft.parsed.value
-        training, model, data = raw.get("training"), raw.get("model"), raw.get("data")
-        if isinstance(training, dict):
-            check_training(training, draft)
-        if isinstance(model, dict) and isinstance(model.get("config"), dict):
-            check_model(raw, draft)
-        if isinstance(data, dict):
-            check_files(data, draft)
+            check_lightning_types(draft.parsed.value, draft)
+        else:
+            from .constructors import construct
+
+            construct(draft.parsed.value, draft)
     draft.raise_problems()
-    assert draft.recipe is not None
-    return draft.recipe
+    return draft.recipe  # type: ignore[return-value]
 
 
-def _text(path: Path) -> str:
+def _parse(path: Path) -> Parsed:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return parse_file(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); a recipe is a YAML file") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: there is no such recipe{_nearest_file(path)}") from None
-    except IsADirectoryError:
-        inside = sorted(path.rglob("*.yaml"))
-        hint = f"; it holds {', '.join(str(item) for item in inside[:5])}" if inside else ""
-        raise UserError(f"{path}: this is a folder, a recipe is a YAML file{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _nearest_file(path: Path) -> str:
-    known: dict[str, Path] = {}
-    for root, pattern in ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml"), (Path("."), "*.yaml")):
-        for item in sorted(root.glob(pattern)):
-            known.setdefault(item.stem, item)
-    nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.0)
-    return f"; the nearest one here is {known[nearest[0]]}" if nearest else ""
+def _check_hf(raw: dict[str, Any], draft: Draft) -> None:
+    for where, message in combination_problems(raw):
+        draft.add(where, message, key=True)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except pydantic.ValidationError as error:
+        for item in error.errors(include_url=False):
+            _add_schema_problem(draft, item, raw)
+        recipe = None
+    check_framework_words(raw, draft)
+    if not draft.problems:
+        draft.recipe = recipe
 
 
-def _add_schema_problem(draft: Draft, item: Any) -> None:
+def _add_schema_problem(draft: Draft, item: Any, raw: dict[str, Any]) -> None:
     path: KeyPath = tuple(item["loc"])
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        draft.add(path, f"unknown key{did_you_mean(str(path[-1]), known)}", key=True)
+        section = dotted(path[:-1]) or TOP
+        draft.add(path, unknown_key(str(path[-1]), section, set(_known_keys(path[:-1])), raw), key=True)
     elif kind == "missing":
-        draft.add(path[:-1], f"the key {path[-1]!r} is missing", key=True)
+        such = ", such as framework: hf" if path == ("framework",) else ""
+        draft.add(path[:-1], f"the key {path[-1]!r} is missing{such}", key=True)
+    elif path == ("framework",):
+        draft.add(path, expected_found(kind, {"expected": "'hf' or 'lightning'"}, item["input"]))
     else:
         draft.add(path, expected_found(kind, context, item["input"]))
 

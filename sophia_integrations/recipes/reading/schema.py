@@ -15,10 +15,16 @@ class _Section(BaseModel):
 
 
 class Model(_Section):
-    """Exactly one of: ``config``, a new model from a transformers config; ``pretrained``, a folder or hub id."""
+    """Exactly one of: ``config``, a new model from a transformers config; ``pretrained``, a folder or hub id.
+
+    ``peft`` holds the words of ``peft.LoraConfig``; with it only the adapters are trained.
+    """
 
     config: dict[str, Any] | None = None
-    pretrained: str | None = None
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    peft: dict[str, Any] | None = None
 
 
 class TokenizerTraining(_Section):
@@ -29,23 +35,52 @@ class TokenizerTraining(_Section):
 
 
 class Tokenizer(_Section):
-    """Exactly one of: ``train``; ``pretrained``, a folder or hub id."""
+    """Exactly one of: ``train``; ``pretrained``, a folder or hub id.  Left out: the pretrained model's own."""
 
     train: TokenizerTraining | None = None
-    pretrained: str | None = None
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Hub(_Section):
+    """A data set by its hub id, or a folder with a copy of its repository."""
+
+    path: Annotated[str, Field(min_length=1)]
+    name: str | None = None
+    split: Annotated[str, Field(min_length=1)] = "train"
+    validation_split: str | None = None
+    revision: str | None = None
+
+
+class Columns(_Section):
+    """Which column plays which part; without it each is called as here."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    label: str | None = None
 
 
 class Data(_Section):
-    """Exactly one of ``source`` and ``files``; documents are whole files.
+    """Exactly one of ``source``, ``files`` and ``hub``.
 
-    Without ``validation_files``, about ``validation_fraction`` of the files are held out, chosen by their names.
+    A text file is one document; a line of ``.jsonl`` and a row of ``.json``, ``.csv``, ``.parquet`` or a data set is
+    one too.  Without ``validation_files`` or ``hub.validation_split`` about ``validation_fraction`` of the documents
+    is held out.  ``format`` follows from the task when left out; a document longer than ``block_size`` tokens is cut,
+    except where text is packed into blocks.
     """
 
     source: Literal["python-stdlib"] | None = None
     files: Annotated[list[str], Field(min_length=1)] | None = None
+    hub: Hub | None = None
     validation_files: Annotated[list[str], Field(min_length=1)] | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    format: Literal["text", "prompt-completion", "chat", "classification"] | None = None
+    columns: Columns | None = None
     block_size: Annotated[int, Field(ge=2)]
+    packing: bool | None = None
+    streaming: bool = False
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
 class Sample(_Section):
@@ -61,42 +96,22 @@ class Recipe(_Section):
     """One run.  ``run_dir`` defaults to ``runs/<name of the recipe file>``."""
 
     framework: Literal["hf"]
-    task: Literal["pretrain"]
+    task: Literal["pretrain", "finetune", "classify", "seq2seq", "masked-lm"]
     model: Model
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None = None
     data: Data
     training: dict[str, Any]
     sample: Sample | None = None
     run_dir: Annotated[str, Field(min_length=1)] | None = None
 
-
-_ONE_OF = {
-    "model": ("config", "pretrained"),
-    "tokenizer": ("train", "pretrained"),
-    "data": ("source", "files"),
-}
-
-
-def combination_problems(raw: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
-    """Keys that exclude or need each other, as (path, message); looks at unchecked values, so that all problems of
-    a recipe can be reported at once."""
-    found: list[tuple[tuple[str, ...], str]] = []
-    given: dict[str, set[str]] = {}
-    for section, options in _ONE_OF.items():
-        value = raw.get(section)
-        if not isinstance(value, dict):
-            continue
-        given[section] = {key for key in options if value.get(key) is not None}
-        if len(given[section]) != 1:
-            wanted = f"{options[0]!r} or {options[1]!r}"
-            state = "both are" if given[section] else "neither is"
-            found.append(((section,), f"give either {wanted}, {state} given"))
-    if given.get("model") == {"pretrained"} and given.get("tokenizer") == {"train"}:
-        found.append((("tokenizer", "train"), "a pretrained model needs its own tokenizer: give tokenizer.pretrained"))
-    data = raw.get("data")
-    if isinstance(data, dict) and data.get("validation_files") is not None:
-        if "validation_fraction" in data:
-            found.append((("data", "validation_fraction"), "has no effect beside validation_files: give one of them"))
-        if data.get("source") is not None:
-            found.append((("data", "validation_files"), "goes with files; python-stdlib holds out its own files"))
-    return found
+    def settings(self) -> dict[str, Any]:
+        """Plain values with the defaults filled in, but for those that have no part in this recipe."""
+        settings = self.model_dump(exclude_none=True)
+        data = settings["data"]
+        if self.task != "masked-lm":
+            del data["mask_probability"]
+        if self.data.validation_files is not None or self.data.hub and self.data.hub.validation_split is not None:
+            del data["validation_fraction"]
+        if self.model.pretrained is None:
+            del settings["model"]["trust_remote_code"]
+        return settings

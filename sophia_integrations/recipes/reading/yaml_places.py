@@ -10,12 +10,15 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 
 Path = tuple[str | int, ...]
 
+_MOST_VALUES = 100_000  # an alias can repeat what holds aliases: a short text may stand for any number of values
+_MOST_DIGITS = 1000
 _PREFIX = "tag:yaml.org,2002:"
 _CORE = {
     "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -49,13 +52,15 @@ for _name, (_pattern, _first) in _CORE.items():
 class Parsed:
     """A value, where its keys and values stand, and what was wrong with the text.
 
-    ``keys[path]`` and ``values[path]`` are printable places such as ``file.yaml:3:1``.
+    ``keys[path]`` and ``values[path]`` are printable places such as ``file.yaml:3:1``.  ``unread`` are the paths whose
+    value stands as None because of a problem.
     """
 
     value: Any = None
     keys: dict[Path, str] = field(default_factory=dict)
     values: dict[Path, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unread: set[Path] = field(default_factory=set)
 
     def place(self, path: Path, *, key: bool = False) -> str:
         """The place of `path`, or of its nearest ancestor that the text contains."""
@@ -70,6 +75,11 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def parse_file(file: FilePath) -> Parsed:
+    """Reads the YAML document in `file`; raises `OSError`, or `ValueError` for what is not UTF-8."""
+    return parse(file.read_text(encoding="utf-8-sig"), lambda line, column: f"{file}:{line}:{column}")
 
 
 def parse(text: str, where: Callable[[int, int], str]) -> Parsed:
@@ -90,8 +100,14 @@ def parse(text: str, where: Callable[[int, int], str]) -> Parsed:
         code = error.character if isinstance(error.character, int) else ord(error.character)
         parsed.problems.append(f"{where(line, column)}: not valid YAML: the character U+{code:04X} is not allowed")
         return parsed
+    except RecursionError:
+        parsed.problems.append(f"{where(1, 1)}: not valid YAML: nested too deeply")
+        return parsed
     if node is not None:
-        parsed.value = _Builder(parsed, where).build(node, ())
+        builder = _Builder(parsed, where)
+        parsed.value = builder.build(node, ())
+        if builder.built > _MOST_VALUES:
+            parsed.value = None
     return parsed
 
 
@@ -100,11 +116,17 @@ class _Builder:
 
     def __init__(self, parsed: Parsed, where: Callable[[int, int], str]) -> None:
         self.parsed, self.where, self.open = parsed, where, set[int]()
+        self.built = 0
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         place = self.parsed.values[path] = self._place(node)
         if id(node) in self.open:
-            return self._problem(place, path, "an alias may not contain itself")
+            return self._unread(place, path, "an alias may not contain itself")
+        self.built += 1
+        if self.built > _MOST_VALUES:
+            if self.built == _MOST_VALUES + 1:
+                self._unread(place, path, f"the text stands for more than {_MOST_VALUES:,} values")
+            return None
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
@@ -113,7 +135,7 @@ class _Builder:
                 return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode):
                 return self._scalar(node, place, path)
-            return self._problem(place, path, f"the tag {node.tag} is not allowed here")
+            return self._unread(place, path, f"the tag {node.tag} is not allowed here")
         finally:
             self.open.discard(id(node))
 
@@ -124,7 +146,9 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _PREFIX + "str":
                 self._problem(place, path, "every key must be text")
                 continue
-            key = key_node.value
+            key = self._scalar(key_node, place, (*path, "?"))
+            if key is None:
+                continue
             here = (*path, key)
             if key in mapping:
                 first = self.parsed.keys[here]
@@ -137,14 +161,17 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, place: str, path: Path) -> Any:
         kind, text = node.tag.removeprefix(_PREFIX), node.value
         if kind == "str":
-            return text
+            odd = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+            return text if odd is None else self._unread(place, path, f"the character U+{ord(odd):04X} is not allowed")
         if kind not in _CORE or not _CORE[kind][0].match(text):
-            return self._problem(place, path, f"the tag {node.tag} does not fit {text!r}")
+            return self._unread(place, path, f"the tag {node.tag} does not fit {text!r}")
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
+            if len(text) > _MOST_DIGITS:
+                return self._unread(place, path, f"a number of more than {_MOST_DIGITS} digits")
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         special = {"inf": math.inf, "nan": math.nan}.get(text.lower().lstrip("+-.")[:3])
         if special is None:
@@ -153,6 +180,10 @@ class _Builder:
 
     def _place(self, node: yaml.Node) -> str:
         return self.where(node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def _unread(self, place: str, path: Path, message: str) -> None:
+        self.parsed.unread.add(path)
+        self._problem(place, path, message)
 
     def _problem(self, place: str, path: Path, message: str) -> None:
         self.parsed.problems.append(f"{place}: {dotted(path)}: {message}" if path else f"{place}: {message}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+_NEEDED = ("optimizer.pt", "scheduler.pt")
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,21 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
 
+    @classmethod
+    def at(cls, path: Path) -> Checkpoint:
+        """The checkpoint in `path`, which another process has found whole."""
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        return cls(path, state["global_step"], state)
+
     @property
     def finished(self) -> bool:
         """Whether training had reached its last step."""
         return self.step >= self.state["max_steps"]
+
+    @property
+    def processes(self) -> int:
+        """How many processes trained: each leaves its random state."""
+        return len(list(self.path.glob("rng_state*.pth")))
 
 
 def last_good(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
@@ -39,7 +50,7 @@ def last_good(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
             return Checkpoint(path, step, _read(path, step))
         except Exception as error:  # whatever a damaged file makes its reader raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            aside = _free_name(folder / f"broken-{path.name}")
+            aside = free_name(folder / f"broken-{path.name}")
             path.rename(aside)
             say(f"Skipping {path}, which is not whole ({reason}); it is kept as {aside.name}.")
     return None
@@ -65,12 +76,17 @@ def _read(path: Path, step: int) -> dict[str, Any]:
         raise ValueError("the weights are missing")
     for file in weights:
         safetensors.torch.load_file(file)
-    with open(path / "rng_state.pth", "rb") as file:  # its numpy parts need transformers' own list of safe types
-        torch._C.PyTorchFileReader(file)
+    states = list(path.glob("rng_state*.pth"))
+    if not states:
+        raise ValueError("rng_state.pth is missing")
+    for name in states:
+        with open(name, "rb") as file:  # its numpy parts need transformers' own list of safe types
+            torch._C.PyTorchFileReader(file)
     return state
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """`path`, or the first of ``path-2``, ``path-3``, … that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1

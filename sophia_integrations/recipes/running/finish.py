@@ -2,61 +2,76 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import shutil
-from collections.abc import Callable
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sized
+from typing import TYPE_CHECKING
 
-from ...text.blocks import Splits
+from ...text.prepare import Prepared
+from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
 from .events import read_metrics
-from .folder import RunFolder, write_text
+from .folder import RunFolder
+from .summary import complete, replace_folder, summarize
+from .tasks import TASKS
 from .trainer import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from .saving import RecipeTrainer
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
 
 def finish(
     recipe: Recipe,
-    trainer: Trainer,
+    trainer: RecipeTrainer,
     tokenizer: PreTrainedTokenizerBase,
-    splits: Splits,
+    data: Prepared,
     folder: RunFolder,
     watch: Watch,
     say: Callable[[str], object],
 ) -> None:
     """Writes ``model/`` and ``summary.json``, prints the sample and the losses."""
     events, step = read_metrics(folder.metrics), trainer.state.global_step
-    if not any("eval_loss" in event and event["step"] == step for event in events):
+    evaluated = any("eval_loss" in event and event["step"] == step for event in events)
+    if trainer.processes.agree(not evaluated):
         trainer.evaluate()
         events = read_metrics(folder.metrics)
-    _save_model(trainer, folder)
-    if recipe.sample is not None:
+    if not trainer.processes.main:
+        return
+    replace_folder(folder.model, lambda aside: trainer.save_model(str(aside)))
+    if recipe.sample is not None and TASKS[recipe.task].generates:
         say(f"\n{generate(trainer.model, tokenizer, recipe.sample)}\n")
-    summary = summarize(trainer, splits, events, step)
-    write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
-    losses = {name: summary[f"{name}_loss"] for name in ("train", "validation")}
-    missing = "not finite" if any("loss" in event for event in events) else "not logged"
-    shown = ", ".join(f"{name} loss {missing if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
-    say(f"{shown} after {step} steps and {summary['seconds']:.0f} s")
+    names = {
+        "model": trainer.model.config.model_type,
+        "optimizer": getattr(trainer.args.optim, "value", str(trainer.args.optim)),
+        "device": str(trainer.args.device),
+    }
+    summary = summarize(
+        events,
+        step=step,
+        tokens=tokens_seen(trainer, data, step),
+        module=trainer.model,
+        names=names,
+        hessian_updates=_hessian_updates(trainer),
+        packages=_PACKAGES,
+    )
+    complete(folder, summary, any("loss" in event for event in events), say)
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
-    """The prompt and what the model writes after it, by temperature sampling with the sample's own seed.
+    """The prompt and what the model writes after it, by temperature sampling with the sample's own seed; an
+    encoder-decoder's answer to the prompt.
 
     The global random state is left as it was.  Text stops at the model's context length.
     """
     import torch
 
-    inputs = tokenizer(sample.prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
+    answers = model.config.is_encoder_decoder
+    inputs = tokenizer(sample.prompt, return_tensors="pt", add_special_tokens=answers).input_ids.to(model.device)
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    room = int(min(sample.max_new_tokens, context - inputs.shape[1]))
+    room = int(min(sample.max_new_tokens, context - (0 if answers else inputs.shape[1])))
     if room < 1:
         return sample.prompt
     was_training = model.training
@@ -70,63 +85,33 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample:
             temperature=sample.temperature,
             top_k=0,
             max_new_tokens=room,
-            pad_token_id=tokenizer.eos_token_id,
+            pad_token_id=padding(tokenizer),
         )
     model.train(was_training)
-    return tokenizer.decode(output[0], skip_special_tokens=True)
+    written = tokenizer.decode(output[0], skip_special_tokens=True)
+    return f"{sample.prompt}\n→ {written.strip()}" if answers else written
 
 
-def summarize(trainer: Trainer, splits: Splits, events: list[dict[str, Any]], step: int) -> dict[str, Any]:
-    """What ``summary.json`` holds.  Losses are in nats per token; ``seconds`` is training time of all sessions."""
-    train = [event for event in events if "loss" in event]
-    evaluations = [event for event in events if "eval_loss" in event]
-    shares = [event["sophia/hessian_time_fraction"] for event in train if "sophia/hessian_time_fraction" in event]
-    seconds = events[-1].get("seconds", 0.0) if events else 0.0
-    tokens = tokens_seen(trainer, splits, step)
-    summary: dict[str, Any] = {
-        "train_loss": train[-1]["loss"] if train else None,
-        "validation_loss": evaluations[-1]["eval_loss"] if evaluations else None,
-        "steps": step,
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "tokens": tokens,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "model": trainer.model.config.model_type,
-        "optimizer": getattr(trainer.args.optim, "value", str(trainer.args.optim)),
-        "device": str(trainer.args.device),
-    }
-    updates = _hessian_updates(trainer)
-    if updates is not None:
-        summary["hessian_updates"] = updates
-    if shares:
-        summary["hessian_time_fraction"] = round(sum(shares) / len(shares), 4)
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
-    from ... import __version__
+def tokens_seen(trainer: Trainer, data: Prepared, step: int) -> int:
+    """Training tokens of all processes in `step` optimizer steps, padding of packed rows included.
 
-    summary["versions"] = {"sophia-integrations": __version__, **versions}
-    return summary
-
-
-def tokens_seen(trainer: Trainer, splits: Splits, step: int) -> int:
-    """Training tokens in `step` optimizer steps; the last step of an epoch may be smaller."""
-    args, rows = trainer.args, len(splits.train)
-    batch = args.train_batch_size
+    Where rows have different lengths, those of an epoch begun count as many as the average.  The last step of an
+    epoch may be smaller; several processes fill it up with rows of the beginning.
+    """
+    args = trainer.args
+    batch = args.train_batch_size * args.world_size
+    whole = step * batch * args.gradient_accumulation_steps
+    if not isinstance(data.train, Sized):  # a stream has no epochs
+        return int(whole * data.tokens_per_row)
+    rows = len(data.train)
     batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
-    if args.dataloader_drop_last:
+    if args.dataloader_drop_last or args.world_size > 1:
         rows = batches * batch
     epochs, rest = divmod(step, max(1, math.ceil(batches / args.gradient_accumulation_steps)))
-    return (epochs * rows + rest * batch * args.gradient_accumulation_steps) * splits.train.rows.shape[1]
+    return round((epochs * rows + rest * batch * args.gradient_accumulation_steps) * data.tokens_per_row)
 
 
 def _hessian_updates(trainer: Trainer) -> int | None:
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     stats = optimizer.stats() if hasattr(optimizer, "stats") else {}
     return int(stats["hessian_updates"]) if "hessian_updates" in stats else None
-
-
-def _save_model(trainer: Trainer, folder: RunFolder) -> None:
-    aside = folder.path / ".model"
-    shutil.rmtree(aside, ignore_errors=True)
-    trainer.save_model(str(aside))
-    shutil.rmtree(folder.model, ignore_errors=True)
-    aside.rename(folder.model)

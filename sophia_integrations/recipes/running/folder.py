@@ -20,7 +20,7 @@ import yaml
 
 from ...errors import UserError
 from ...text.cache import write_aside
-from ...text.documents import absolute_globs
+from ...text.files import absolute_globs
 from ..reading.schema import Recipe
 from ..reading.yaml_places import RecipeDumper, parse
 
@@ -33,23 +33,26 @@ RECIPE = "recipe.yaml"
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its defaults filled in and file patterns made absolute; without ``run_dir``, so that a run
-    folder can be moved."""
-    settings = recipe.model_dump(exclude={"run_dir"}, exclude_none=True)
+    """The recipe with its defaults filled in, file patterns and local folders made absolute; without ``run_dir``, so
+    that a run folder can be moved."""
+    settings = recipe.settings()
+    settings.pop("run_dir", None)
     data = settings["data"]
     for key in ("files", "validation_files"):
         if key in data:
             data[key] = absolute_globs(data[key], Path.cwd())
-    if "source" not in data and "validation_files" in data:
-        del data["validation_fraction"]
+    for section in (data.get("hub"), settings["model"], settings.get("tokenizer")):
+        for key in {"path", "pretrained"}.intersection(section or ()):
+            folder = os.path.expanduser(section[key])
+            section[key] = os.path.abspath(folder) if os.path.isdir(folder) else section[key]
     return settings
 
 
 class RunFolder:
-    """Names the files of one run folder and answers what state it is in."""
+    """Names the files of one run folder and answers what state it is in; `setting` is the key that chose it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, setting: str = "run_dir") -> None:
+        self.path, self.setting = path, setting
         self.recipe = path / RECIPE
         self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
@@ -57,6 +60,7 @@ class RunFolder:
         self.tokenizer = path / "tokenizer"
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
 
     @property
     def complete(self) -> bool:
@@ -67,7 +71,7 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is anything to lose: a logged loss or a checkpoint, whole or not."""
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return self.complete or logged or any(self.path.glob("*checkpoint-*"))
+        return self.complete or logged or any(self.path.glob("*checkpoint-*")) or any(self.checkpoints.glob("*.ckpt"))
 
     def read_summary(self) -> dict[str, Any]:
         """The summary of a complete run; raises `UserError` when it is damaged."""
@@ -81,19 +85,20 @@ class RunFolder:
         if not self.recipe.is_file():
             if self.path.is_dir() and set(os.listdir(self.path)) - {".lock"}:
                 raise UserError(
-                    f"{self.path} is not empty and no run folder (no {RECIPE} in it); choose another with run_dir=PATH"
+                    f"{self.path} is not empty and no run folder (no {RECIPE} in it); choose another with "
+                    f"{self.setting}=PATH"
                 )
             if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"{self.path} is a file, not a folder; choose another with run_dir=PATH")
+                raise UserError(f"{self.path} is a file, not a folder; choose another with {self.setting}=PATH")
             return
         here = parse(self.recipe.read_text(encoding="utf-8"), lambda line, column: f"{self.recipe}:{line}:{column}")
         if self.begun and (here.problems or not isinstance(here.value, dict)):
-            raise UserError(f"{self.recipe} is damaged; choose another folder with run_dir=PATH, or use --fresh")
+            raise UserError(f"{self.recipe} is damaged; choose another folder with {self.setting}=PATH, or use --fresh")
         changes = differences(here.value, settings)
         if changes and self.begun:
             raise UserError(
                 f"{self.path} holds a run of another recipe: {'; '.join(changes)}. Use --fresh to start in a new "
-                "numbered folder, or run_dir=PATH to choose one"
+                f"numbered folder, or {self.setting}=PATH to choose one"
             )
 
     def prepare(self) -> None:
@@ -105,7 +110,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(
                 f"run folder {self.path} cannot be written ({error.strerror}); make room or choose another "
-                "with run_dir=PATH"
+                f"with {self.setting}=PATH"
             ) from None
 
     def claim(self, settings: dict[str, Any]) -> None:
@@ -147,13 +152,13 @@ class RunFolder:
             yield
 
 
-def choose_folder(recipe: Recipe, file: Path, *, fresh: bool) -> RunFolder:
-    """The folder of this run: ``run_dir``, else the folder of a resolved recipe, else ``runs/<name>``.
+def choose_folder(run_dir: str | None, file: Path, *, fresh: bool) -> Path:
+    """The folder of this run: `run_dir`, else the folder of a resolved recipe, else ``runs/<name>``.
 
     With `fresh`, the first of ``name``, ``name-2``, ``name-3``, … that does not exist.
     """
-    if recipe.run_dir is not None:
-        path = Path(recipe.run_dir).expanduser()
+    if run_dir is not None:
+        path = Path(run_dir).expanduser()
     elif file.name == RECIPE and (file.parent / ".lock").is_file():
         path = file.parent
     else:
@@ -163,7 +168,7 @@ def choose_folder(recipe: Recipe, file: Path, *, fresh: bool) -> RunFolder:
         while path.exists() or path.is_symlink():
             number += 1
             path = base.with_name(f"{base.name}-{number}")
-    return RunFolder(path)
+    return path
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -1,47 +1,152 @@
-"""The model of a run: new from a transformers config, or pretrained; sized to its tokenizer."""
+"""The model of a run: new from a transformers config, or pretrained; sized to its tokenizer, with or without LoRA."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from ...text.prepare import Prepared
+from ...text.tokenizer import padding
 from ..reading.schema import Model
+from .tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def build_model(wanted: Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A causal language model whose vocabulary fits `tokenizer`; new weights depend on `seed` only.
+def build_model(
+    wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared, seed: int
+) -> PreTrainedModel:
+    """The model of a task in float32; new weights, a new head and adapters depend on `seed` only.
 
-    Raises `UserError` when a pretrained model cannot be loaded or a vocabulary is too small.
+    Raises `UserError` when a model cannot be loaded, its vocabulary is too small, or it cannot do what the data asks.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
     set_seed(seed)
+    row = TASKS[task]
     if wanted.pretrained is not None:
-        return load_model(wanted.pretrained, tokenizer)
-    assert wanted.config is not None
+        model = _pretrained(wanted, row, tokenizer, _labels(data))
+    else:
+        assert wanted.config is not None
+        model = _new(wanted.config, row, tokenizer, _labels(data))
+    if row.auto_class == "AutoModelForCausalLM" and getattr(model, "loss_type", "") is None:
+        model.loss_type = "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
+    if data.layout == "packed":
+        _require_packing(model)
+    return model if wanted.peft is None else _adapted(model, wanted.peft, row)
+
+
+def empty_model(wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> PreTrainedModel:
+    """The model of `build_model` without its numbers, on the meta device: shapes and types at no cost.
+
+    Of a pretrained model only the config is read.  Raises `UserError` as `build_model` does.
+    """
+    import torch
+    import transformers
+
+    row = TASKS[task]
+    with torch.device("meta"):
+        if wanted.pretrained is None:
+            assert wanted.config is not None
+            model = _new(wanted.config, row, tokenizer, _labels(data))
+        else:
+            options = {"revision": wanted.revision, "trust_remote_code": wanted.trust_remote_code, **_labels(data)}
+            try:
+                config = transformers.AutoConfig.from_pretrained(wanted.pretrained, **options)
+                model = getattr(transformers, row.auto_class).from_config(
+                    config, trust_remote_code=wanted.trust_remote_code
+                )
+            except (OSError, ValueError) as error:
+                raise _not_loaded(wanted, error) from None
+        return model.float() if wanted.peft is None else _adapted(model.float(), wanted.peft, row)
+
+
+def _not_loaded(wanted: Model, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {reason}")
+
+
+def _labels(data: Prepared) -> dict[str, Any]:
+    if data.labels is None:
+        return {}
+    return {
+        "num_labels": len(data.labels),
+        "id2label": dict(enumerate(data.labels)),
+        "label2id": {label: number for number, label in enumerate(data.labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _new(
+    config: dict[str, Any], row: Task, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
+) -> PreTrainedModel:
+    import transformers
+
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    settings = {"vocab_size": len(tokenizer), **special, **wanted.config}
+    if labels or row.peft_type == "SEQ_2_SEQ_LM":
+        special["pad_token_id"] = padding(tokenizer)
+    if row.peft_type == "SEQ_2_SEQ_LM":
+        special["decoder_start_token_id"] = padding(tokenizer)
+    settings = {"vocab_size": len(tokenizer), **special, **config, **labels}
     if settings["vocab_size"] < len(tokenizer):
         raise UserError(
             f"model.config.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)}; "
             "leave it out to follow the tokenizer"
         )
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    return getattr(transformers, row.auto_class).from_config(transformers.AutoConfig.for_model(**settings))
 
 
-def load_model(place: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A pretrained model from a folder or hub id; raises `UserError` as `build_model` does."""
-    from transformers import AutoModelForCausalLM
+def _pretrained(
+    wanted: Model, row: Task, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
+) -> PreTrainedModel:
+    import transformers
 
+    options: dict[str, Any] = {"revision": wanted.revision, "trust_remote_code": wanted.trust_remote_code, **labels}
+    if labels:
+        options["ignore_mismatched_sizes"] = True  # a head for other labels is replaced by a new one
     try:
-        model = AutoModelForCausalLM.from_pretrained(place)
+        model = getattr(transformers, row.auto_class).from_pretrained(wanted.pretrained, **options).float()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.pretrained: {place!r} cannot be loaded: {reason}") from None
+        raise _not_loaded(wanted, error) from None
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
-        raise UserError(f"model.pretrained: {place!r} knows {rows} tokens, the tokenizer has {len(tokenizer)}")
+        raise UserError(
+            f"model.pretrained: {wanted.pretrained!r} knows {rows} tokens, the tokenizer has {len(tokenizer)}"
+        )
+    if labels and model.config.pad_token_id is None:
+        model.config.pad_token_id = padding(tokenizer)  # decoders find the end of a row by it
     return model
+
+
+def _adapted(model: PreTrainedModel, words: dict[str, Any], row: Task) -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("model.peft needs the package peft, not installed here: pip install peft")
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, LoraConfig(**{"task_type": row.peft_type, **words}))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.peft: {' '.join(str(error).split())}") from None
+
+
+def _require_packing(model: PreTrainedModel) -> None:
+    """Raises `UserError` unless the model keeps two sequences in one row apart: tried with a few tokens."""
+    import torch
+
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        ids = torch.arange(12)[None] % min(12, model.config.vocab_size)
+        positions = torch.arange(6).repeat(2)[None]
+        model.eval()
+        with torch.no_grad():
+            both = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 6:]
+            alone = model(input_ids=ids[:, 6:], position_ids=positions[:, 6:], use_cache=False).logits[0]
+        model.train()
+        if torch.allclose(both, alone, rtol=1e-3, atol=1e-4):
+            return
+    raise UserError(
+        f"data.packing: {type(model).__name__} lets examples in one row see each other; leave packing out, so that "
+        "each has a row of its own"
+    )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+
+from .signals import SignalWatch
 
 
 class RunningLoss(TrainerCallback, ExportableState):
@@ -26,10 +22,10 @@ class RunningLoss(TrainerCallback, ExportableState):
         self.trainer: Any = None
 
     def state(self) -> dict[str, Any]:
-        running = getattr(self.trainer, "_tr_loss", None)  # absent until training begins
+        running = getattr(self.trainer, "running_loss", None)  # absent until a checkpoint is saved
         if running is None:
             return {"args": {}, "attributes": {}}
-        kept = {"sum": running.item(), "last_logged": self.trainer._globalstep_last_logged}
+        kept = {"sum": running, "last_logged": self.trainer._globalstep_last_logged}
         return {"args": {}, "attributes": {"kept": kept}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -40,39 +36,14 @@ class RunningLoss(TrainerCallback, ExportableState):
             self.trainer._globalstep_last_logged = kept["last_logged"]
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal(SignalWatch, TrainerCallback):
     """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop.  A second signal ends the process at once.
 
-    `signal` is the number received, or None.
+    All processes of a run stop after the same step, whichever received it.  `signal` is the number, or None.
     """
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes over both signals, and gives them back."""
-        watched = (signal.SIGINT, signal.SIGTERM)
-        try:
-            before = {number: signal.signal(number, self._received) for number in watched}
-        except ValueError:  # not the main thread: signals cannot be watched from here
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os.write(2, b"\nStopped at once; the last whole checkpoint is kept.\n")
-            os._exit(128 + number)
-        self.signal = number
-        print("\nStopping after this step …", file=sys.stderr, flush=True)
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.signal is not None and state.global_step < state.max_steps:
+        if self.agree() is not None and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -1,0 +1,98 @@
+"""``--dry-run``: everything but the training, and what the training would take; the model stays without numbers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .anywhere import read_anywhere
+from .folder import RunFolder
+from .train import folder_and_settings, require_packages, require_packages_of
+
+
+def dry_run(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object]) -> None:
+    """Builds what `train` would build, and says what it would take.
+
+    Reads and tokenizes the data (the cache keeps that), builds the model from its shapes alone, asks the optimizer for
+    its state, and writes no run folder.
+
+    Args:
+        file: the recipe.
+        overrides: ``key=value`` with dots in the key.
+        say: receives the lines for the reader.
+
+    Raises:
+        UserError: what `train` would raise before training.
+    """
+    require_packages()
+    draft, adapted = read_anywhere(file, overrides)
+    require_packages_of(draft.framework == "lightning")
+    folder, asked = folder_and_settings(draft)
+    folder.require_same(asked)
+    settings = folder_and_settings(adapted)[1]
+    if draft.framework == "lightning":
+        from .lightning_dry_run import build
+    else:
+        build = _build
+    with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
+        aside = RunFolder(Path(place) / "run", folder.setting)
+        aside.path.mkdir()
+        build(settings, aside, folder, say)
+    say("Nothing was trained, and no run folder written.")
+
+
+def _build(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object]) -> None:
+    from ..reading.schema import Recipe
+    from .batch_text import describe_batch, first_batch
+    from .data import load_data
+    from .disk import require_room
+    from .memory import optimizer_maker, weigh
+    from .model import empty_model
+    from .plan import Batch, Plan, checkpoints_kept, length_of, memory, passes_of
+    from .run import refused_optimizer
+    from .trainer import build_arguments
+
+    recipe = Recipe.model_validate(settings)
+    arguments = build_arguments(recipe.training, aside)
+    tokenizer, data = load_data(recipe, aside, arguments.seed, say)
+    say(data.describe())
+    model = empty_model(recipe.model, recipe.task, tokenizer, data)
+    with refused_optimizer():
+        _make_optimizer(arguments, model)
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    length = length_of(arguments, len(data.train) if "train" in data.counts else None)  # type: ignore[arg-type]
+    plan = Plan(
+        model.config.model_type,
+        optimizer,
+        weigh(model, optimizer_maker(arguments)),
+        Batch(
+            arguments.train_batch_size,
+            arguments.gradient_accumulation_steps,
+            arguments.world_size,
+            data.tokens_per_row,
+        ),
+        length,
+        passes_of(optimizer, recipe.training),
+        checkpoints_kept(arguments, length),
+    )
+    for line in plan.describe():
+        say(line)
+    place = folder.path.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free = require_room(place, plan.disk, folder.setting)
+    say(f"disk: {memory(plan.disk)} for up to {plan.kept} checkpoint(s), one more while it is written, and the model, "
+        f"in {folder.path} ({memory(free)} free)")  # fmt: skip
+    batch = first_batch(data, arguments.train_batch_size, arguments.seed)
+    for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
+        say(line)
+
+
+def _make_optimizer(arguments: Any, model: Any) -> None:
+    from transformers import Trainer
+
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    kind([parameter for parameter in model.parameters() if parameter.requires_grad], **options)

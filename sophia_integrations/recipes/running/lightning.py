@@ -1,0 +1,209 @@
+"""One run of a LightningCLI config in its folder: LightningCLI builds it, its Trainer trains it, ours is the folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .disk import disk_trouble, reason, require_room, unwritable
+from .event_file import EventFile
+from .events import read_metrics
+from .folder import RunFolder
+from .lightning_settings import RUN_DIR, for_this_run
+from .processes import Processes
+from .signals import SignalWatch
+
+if TYPE_CHECKING:
+    from ...lightning.cli import SophiaCLI
+    from .lightning_checkpoints import LightningCheckpoint
+    from .lightning_watch import RunMetrics
+
+_NOISE = (
+    "LightningCLI's args parameter", ".*does not have many workers", ".*exists and is not empty",
+    ".*isinstance.treespec, LeafSpec",
+)  # fmt: skip
+
+
+def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
+    """Trains in `folder`, which this run holds, and returns the signal that stopped it, or 0 when it is complete.
+
+    Args:
+        folder: the run folder, holding the recipe.
+        settings: the resolved recipe.
+        processes: all of them call this.
+        say: receives the lines for the reader.
+    """
+    with _quiet():
+        return _run(folder, settings, processes, say)
+
+
+def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
+    from .lightning_checkpoints import LightningCheckpoint, last_good_lightning
+    from .lightning_finish import evaluate, finish
+    from .lightning_watch import RunMetrics, StopOnSignal, Stopped
+
+    def find() -> tuple[str, int] | None:
+        found = last_good_lightning(folder.checkpoints, processes.count, say)
+        return (str(found.path), found.step) if found else None
+
+    found = processes.first(find)
+    checkpoint = LightningCheckpoint(Path(found[0]), found[1]) if found else None
+    watch, metrics = SignalWatch(processes), RunMetrics(EventFile(folder.metrics), processes.main)
+    cli = _build(for_this_run(settings, folder), [metrics, StopOnSignal(watch, folder)])
+    _keep_checkpoints_in(folder, cli)
+    _prepare_data(cli, folder, processes, say)
+    processes.first(lambda: require_room(folder.path, _checkpoint_bytes(cli), RUN_DIR))
+    say(_describe(cli, settings))
+    if checkpoint is not None:
+        metrics.step = checkpoint.step
+        processes.first(lambda: metrics.events.resume_at(checkpoint.step))
+        if processes.first(lambda: _misses_evaluation(cli, folder, checkpoint.step)):
+            evaluate(cli, checkpoint)
+    say(f"resuming from {checkpoint.path}" if checkpoint else f"training in {folder.path}")
+    try:
+        with watch.listening():
+            _fit(cli, checkpoint, metrics)
+    except Stopped:
+        saved = f"checkpoint saved in {folder.path}" if metrics.step else "nothing to save yet"
+        total = cli.trainer.max_steps
+        say(f"Stopped at step {metrics.step}{f' of {total}' if total > 0 else ''}, {saved}. To go on, run the same "
+            "command again.")  # fmt: skip
+        return watch.signal
+    except Exception as error:
+        if disk_trouble(error):
+            raise unwritable(folder.path, error) from None
+        raise
+    finish(cli, metrics, folder, processes, say)
+    return 0
+
+
+def _build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
+    """Model, data and Trainer, by LightningCLI."""
+    from ...lightning.cli import SophiaCLI
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own classes, as under `python -m`
+    with _as_sentence():
+        return SophiaCLI(
+            args=config,
+            run=False,
+            save_config_callback=None,
+            trainer_defaults={"callbacks": callbacks},
+            parser_kwargs={"exit_on_error": False},
+        )
+
+
+def _keep_checkpoints_in(folder: RunFolder, cli: SophiaCLI) -> None:
+    for callback in cli.trainer.checkpoint_callbacks:
+        if getattr(callback, "dirpath", "") is None:
+            callback.dirpath = os.path.realpath(folder.checkpoints)
+
+
+def _prepare_data(cli: SophiaCLI, folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> None:
+    """Of our own data module; any other prepares itself when training begins."""
+    from ...lightning import TextDataModule
+
+    data = cli.datamodule
+    if not isinstance(data, TextDataModule):
+        return
+    data.say = say
+    processes.in_turn(data.prepare_data)
+    processes.first(lambda: folder.require_same_data(data.prepared.to_json()))
+
+
+def _checkpoint_bytes(cli: SophiaCLI) -> int:
+    """Of the checkpoints kept at once: weights and two moments in float32, and of the model at the end."""
+    kept = 1 + max((abs(getattr(c, "save_top_k", 1)) for c in cli.trainer.checkpoint_callbacks), default=0)
+    parameters = list(cli.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    stored = sum(p.numel() for p in parameters) if cli.model.strict_loading else trained
+    return 4 * (kept * (stored + 2 * trained) + stored)
+
+
+def _describe(cli: SophiaCLI, settings: dict[str, Any]) -> str:
+    parameters = list(cli.model.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
+    size = f"{total:,} parameters" + (f" of which {trained:,} are trained" if trained < total else "")
+    arguments = settings["model"].get("init_args") if isinstance(settings["model"], dict) else None
+    named = settings.get("optimizer") or (arguments or {}).get("optimizer") or ""
+    optimizer = str(named.get("class_path", "") if isinstance(named, dict) else named).rpartition(".")[2]
+    return f"model: {model_name(cli.model)}, {size}" + (f", optimizer {optimizer}" if optimizer else "")
+
+
+def model_name(module: Any) -> str:
+    """The type of the transformers model in a module, such as gpt2, or the name of the module's class."""
+    config = getattr(getattr(module, "model", None), "config", None)
+    return getattr(config, "model_type", None) or type(module).__name__
+
+
+def _misses_evaluation(cli: SophiaCLI, folder: RunFolder, step: int) -> bool:
+    """Whether the run ended between the checkpoint and the evaluation of the same step."""
+    trainer, every = cli.trainer, cli.trainer.val_check_interval
+    if not isinstance(every, int) or trainer.check_val_every_n_epoch is not None:
+        return False
+    due = (step * trainer.accumulate_grad_batches) % every == 0
+    return due and not any("eval_loss" in event and event["step"] == step for event in read_metrics(folder.metrics))
+
+
+def _fit(cli: SophiaCLI, checkpoint: LightningCheckpoint | None, metrics: RunMetrics) -> None:
+    options: dict[str, Any] = {"datamodule": cli.datamodule}
+    if checkpoint is not None:
+        options.update(ckpt_path=str(checkpoint.path), **safely(cli.trainer.fit))
+    with _as_sentence(lambda: not metrics.began):
+        cli.trainer.fit(cli.model, **options)
+
+
+def safely(entry: Callable[..., Any]) -> dict[str, bool]:
+    """The option that keeps a checkpoint from running code, where this Lightning has one."""
+    return {"weights_only": True} if "weights_only" in inspect.signature(entry).parameters else {}
+
+
+@contextlib.contextmanager
+def _as_sentence(here: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turns what libraries refuse into a `UserError`; an error in the user's own code keeps its traceback."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, argparse.ArgumentError) as error:
+        if not here() or disk_trouble(error) or not _of_a_library(error):
+            raise
+        raise UserError(reason(error)) from None
+
+
+def _of_a_library(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    known = ("sophia_integrations", "lightning", "jsonargparse", "transformers", "peft", "huggingface_hub", "argparse")
+    return name.partition(".")[0] in known
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's own lines of information and the warnings that a run folder answers."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one bar per file that is loaded or saved
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for pattern in _NOISE:
+                warnings.filterwarnings("ignore", pattern)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

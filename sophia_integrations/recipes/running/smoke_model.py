@@ -1,0 +1,109 @@
+"""The tokenizer and the pretrained model of a smoke test: small, random, made on the spot, of the recipe's family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from ...text import formats
+from ...text.cache import digest
+from ...text.rows import Row
+from ...text.source import Side, Source
+from ...text.tokenizer import load_tokenizer, padding, train_tokenizer
+from .smoke_data import Sample
+from .tasks import TASKS
+from .tiny import guess_family, shrink
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY = 512
+_CHAT = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def smoke_tokenizer(
+    place: str, options: Mapping[str, Any], rows: Sample, task: str, folder: Path
+) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The pretrained tokenizer of `place`, or one trained on `rows` where it is not on this machine; in `folder`.
+
+    Also returns what was changed, or None.
+    """
+    note = None
+    try:
+        tokenizer = load_tokenizer(place, options.get("revision"), bool(options.get("trust_remote_code")))
+    except UserError as error:
+        texts = [Row("", {"text": text}) for row in rows.train for text in formats.texts(rows.format, row)]
+        source = Source("text", Side(texts), Side([]), digest(row.values["text"] for row in texts))
+        tokenizer = train_tokenizer(source, VOCABULARY, 2, lambda line: None, task)
+        if rows.format == "chat":
+            tokenizer.chat_template = _CHAT
+        note = f"{error}; one of {len(tokenizer)} tokens, trained on the rows, takes its place"
+    tokenizer.save_pretrained(folder)
+    return tokenizer, note
+
+
+def smoke_model(
+    wanted: Mapping[str, Any], task: str, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The ``model`` section with a small random model, stored in `folder`, for the pretrained one; and the changes."""
+    import torch
+    import transformers
+
+    place, changes = wanted["pretrained"], []
+    options = {"revision": wanted.get("revision"), "trust_remote_code": bool(wanted.get("trust_remote_code"))}
+    peft = dict(wanted["peft"]) if wanted.get("peft") else None
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, **options)
+        changes.append(f"model.pretrained: random weights for those of {place}")
+    except (OSError, ValueError) as error:
+        family = guess_family(place, task, (peft or {}).get("target_modules"), _families(task))
+        config = transformers.AutoConfig.for_model(family)
+        reason = str(error).strip().splitlines()[0]
+        changes.append(
+            f"model.pretrained: {place} is not on this machine ({reason}); a random {family} takes its place"
+        )
+    known = config.to_dict()
+    small, sizes = shrink(known, known)
+    small.pop("vocab_size", None)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    config = type(config)(**{**small, **ids, "pad_token_id": padding(tokenizer), "vocab_size": len(tokenizer)})
+    if task == "seq2seq" and config.decoder_start_token_id is None:
+        config.decoder_start_token_id = padding(tokenizer)
+    torch.manual_seed(0)
+    model = getattr(transformers, TASKS[task].auto_class).from_config(config)
+    model.save_pretrained(folder)
+    if sizes:
+        changes.append(f"model: {', '.join(sizes)}")
+    section: dict[str, Any] = {"pretrained": str(folder)}
+    if peft is not None:
+        section["peft"] = peft
+        wrong = _missing_modules(model, peft.get("target_modules"))
+        if wrong:
+            peft["target_modules"] = "all-linear"
+            changes.append(f"model.peft.target_modules: all-linear, as {type(model).__name__} has no {wrong}")
+    return section, changes
+
+
+def _families(task: str) -> set[str]:
+    from transformers.models.auto import modeling_auto as auto
+
+    names = {
+        "classify": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "seq2seq": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "masked-lm": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    }
+    return set(names.get(task, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+
+def _missing_modules(model: Any, targets: Any) -> str | None:
+    """Names of `target_modules` that no module of `model` has."""
+    if not targets or isinstance(targets, str):
+        return None
+    have = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [name for name in targets if name.rpartition(".")[2] not in have]
+    return ", ".join(missing) or None

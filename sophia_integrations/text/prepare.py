@@ -1,0 +1,222 @@
+"""A source and a tokenizer to data sets of tokens, the collator that makes batches of them, and their counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .blocks import Blocks, frame_of, token_stream
+from .cache import digest
+from .collate import Mask, Pad, Stack
+from .encode import Encoder
+from .examples import Examples, Packed, build_examples
+from .source import Side, Source
+from .stream import Stream
+from .tokenizer import identity, padding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_VERSION = "2"  # part of every cache key: raise it when the same text becomes other tokens
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one split holds.
+
+    Attributes:
+        documents: files or rows, without empty ones.
+        bytes: of their text.
+        tokens: of all that is trained on; for seq2seq inputs and targets.
+        rows: blocks, packed rows or examples.
+        dropped_tokens: at the end of the text, where they fill no block.
+        empty: rows without text.
+        cut: examples cut to the block size.
+        left_out: examples without loss within the block size.
+        padding: tokens that only fill packed rows.
+        learned: labels that carry loss; None when all do.
+    """
+
+    documents: int
+    bytes: int
+    tokens: int
+    rows: int
+    dropped_tokens: int = 0
+    empty: int = 0
+    cut: int = 0
+    left_out: int = 0
+    padding: int = 0
+    learned: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data for a trainer.
+
+    Attributes:
+        train: items as `Blocks`, `Packed` or `Examples` have them; a `Stream` is endless.
+        validation: the same, always of a known length.
+        collate: items to a batch, ``{name: tensor}``.
+        layout: "blocks", "packed" or "rows".
+        block_size: tokens of an item at most, and exactly except for "rows".
+        counts: by split; a stream has none.
+        digest: identifies text, split and tokens.
+        labels: names of a classification's labels.
+        label_counts: training rows of each.
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    collate: Callable[[Any], Any]
+    layout: str
+    block_size: int
+    counts: dict[str, Counts]
+    digest: str
+    labels: list[str] | None = None
+    label_counts: list[int] = field(default_factory=list)
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Tokens of a training item on average, padding included where items have one length."""
+        if self.layout != "rows" or "train" not in self.counts:
+            return float(self.block_size)
+        return self.counts["train"].tokens / self.counts["train"].rows
+
+    def describe(self) -> str:
+        """The counts in a few lines, as printed before training."""
+        lines = [] if "train" in self.counts else ["train: a stream, read and tokenized while training"]
+        lines += [f"{name}: {_in_words(count, self.layout, self.block_size)}" for name, count in self.counts.items()]
+        if self.labels is not None:
+            shown = [f"{name} {count:,}" for name, count in zip(self.labels, self.label_counts, strict=True)]
+            more = f", … ({len(shown)} in all)" if len(shown) > 20 else ""
+            lines.append(f"labels: {', '.join(shown[:20])}{more}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Counts and digest, for the run folder."""
+        counts = {name: asdict(count) for name, count in self.counts.items()}
+        return json.dumps({"digest": self.digest, **counts}, indent=2) + "\n"
+
+
+def prepare(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int,
+    task: str = "pretrain",
+    packing: bool | None = None,
+    mask_probability: float = 0.15,
+    seed: int = 0,
+    say: Callable[[str], object] = print,
+) -> Prepared:
+    """Tokenizes both splits of `source`, or takes them from the cache.
+
+    Args:
+        block_size: tokens in a row; an example is cut to it, text is joined and cut into rows.
+        task: pretrain, finetune, classify, seq2seq or masked-lm.
+        packing: False gives every document its own row, True packs prompt-completion and chat examples; by default
+            only text is packed.
+        mask_probability: share of tokens that masked-lm hides.
+        seed: key of the masks and of a stream's order.
+        say: receives the lines for the reader.
+
+    Raises:
+        UserError: a split that fills no row, a tokenizer that lacks what the format needs.
+    """
+    text = source.format == "text"
+    if packing and (source.format == "classification" or task == "seq2seq"):
+        raise UserError(f"data.packing: examples of {task} cannot be packed; leave packing out")
+    layout = ("rows" if packing is False else "blocks") if text else ("packed" if packing else "rows")
+    encoder = Encoder(source.format, task, tokenizer, block_size, source.label_numbers)
+    parts = [_VERSION, source.digest, identity(tokenizer), layout]
+    key = digest(parts if layout == "blocks" else [*parts, task, str(block_size)])
+    build = _Builder(encoder, layout, key, padding(tokenizer), say)
+    data: dict[str, Dataset[Any]] = {}
+    counts: dict[str, Counts] = {}
+    for name, side in (("train", source.train), ("validation", source.validation)):
+        if source.streaming and name == "train":
+            data[name] = Stream(side.rows, encoder, layout, padding(tokenizer), seed)  # type: ignore[arg-type]
+        else:
+            data[name], counts[name] = build(name, side)
+    collate = _collator(tokenizer, layout, task, mask_probability, seed, block_size if source.streaming else None)
+    return Prepared(
+        data["train"], data["validation"], collate, layout, block_size, counts, key, source.labels, source.label_counts
+    )
+
+
+def _collator(
+    tokenizer: PreTrainedTokenizerBase, layout: str, task: str, probability: float, seed: int, length: int | None
+) -> Callable[[Any], Any]:
+    inner = Pad(padding(tokenizer), length) if layout == "rows" else Stack()
+    if task != "masked-lm":
+        return inner
+    if tokenizer.mask_token_id is None:
+        raise UserError("task: masked-lm needs a tokenizer with a mask token, such as BERT's; this one has none")
+    return Mask(tokenizer, probability, seed, inner)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds one split."""
+
+    encoder: Encoder
+    layout: str
+    key: str
+    pad: int
+    say: Callable[[str], object]
+
+    def __call__(self, name: str, side: Side) -> tuple[Dataset[Any], Counts]:
+        entry, size = f"tokens-{self.key[:32]}-{name}", self.encoder.block_size
+        documents: int = len(side.rows)  # type: ignore[arg-type]
+        if self.layout == "blocks":
+            frame = frame_of(self.encoder.tokenizer) if self.encoder.task == "masked-lm" else None
+            blocks = Blocks(token_stream(entry, side.rows, self.encoder.tokenizer, self.say), size, frame)  # type: ignore[arg-type]
+            if not len(blocks):
+                raise UserError(
+                    f"data: the {name} documents hold {blocks.tokens} tokens, less than one block of {size}; "
+                    "give more text or a smaller data.block_size"
+                )
+            counts = Counts(documents, side.bytes, blocks.tokens, len(blocks), blocks.dropped_tokens, side.empty)
+            return blocks, counts
+        one_label = self.encoder.format == "classification"
+        examples = build_examples(entry, side.rows, self.encoder, one_label, self.say)  # type: ignore[arg-type]
+        if not len(examples):
+            raise UserError(
+                f"data: no {name} example carries loss within {size} tokens; raise data.block_size or look at the data"
+            )
+        rows: Examples | Packed = Packed(examples, size, self.pad) if self.layout == "packed" else examples
+        counts = Counts(
+            documents,
+            side.bytes,
+            examples.tokens,
+            len(rows),
+            empty=side.empty,
+            cut=examples.cut,
+            left_out=examples.left_out,
+            padding=rows.padding if isinstance(rows, Packed) else 0,
+            learned=None if one_label or self.encoder.task in ("seq2seq", "masked-lm") else examples.learned,
+        )
+        return rows, counts
+
+
+def _in_words(count: Counts, layout: str, size: int) -> str:
+    things = "documents" if layout == "blocks" else "examples"
+    words = f"{count.documents:,} {things}, {count.bytes / 1e6:.1f} MB, {count.tokens:,} tokens"
+    if count.learned is not None:
+        words += f" ({count.learned / count.tokens:.0%} carry loss)"
+    if layout == "blocks":
+        words += f", {count.rows:,} blocks of {size} ({count.dropped_tokens} tokens dropped)"
+    elif layout == "packed":
+        share = count.padding / (count.rows * size)
+        words += f", packed into {count.rows:,} rows of {size} ({share:.1%} padding)"
+    notes = [
+        f"{count.empty:,} empty rows left out" if count.empty else "",
+        f"{count.cut:,} cut to {size} tokens" if count.cut else "",
+        f"{count.left_out:,} left out, without loss within {size} tokens" if count.left_out else "",
+    ]
+    return "; ".join([words, *filter(None, notes)])

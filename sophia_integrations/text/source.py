@@ -1,0 +1,272 @@
+"""Where text comes from, and its split into training and validation, the same on every machine; never tokens.
+
+A document that is a file is held out by a hash of its name, a row by a hash of its content: adding others moves none,
+and a row that occurs twice is on one side only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import UserError
+from . import formats
+from .cache import digest
+from .documents import read_documents, standard_library
+from .files import find, kind_of
+from .rows import Row, StreamRows, TableRows, column_names, read_files, read_hub
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of one split, without empty ones: how many bytes of text they hold and how many were empty."""
+
+    rows: Collection[Row] | StreamRows
+    bytes: int = 0
+    empty: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of one format in two splits.
+
+    Attributes:
+        format: text, prompt-completion, chat or classification.
+        train, validation: the splits; `train` may be a stream.
+        labels: of a classification, names in the order of their numbers: a hub data set's own, else sorted.
+        label_numbers: the number of each label as it stands in the rows.
+        label_counts: training rows of each label, in the order of the numbers.
+        skipped: names of files that are not text.
+        digest: identifies text, format and split; of a stream only where it comes from.
+    """
+
+    format: str
+    train: Side
+    validation: Side
+    digest: str
+    labels: list[str] | None = None
+    label_numbers: dict[Any, int] = field(default_factory=dict)
+    label_counts: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the training rows come from a stream."""
+        return isinstance(self.train.rows, StreamRows)
+
+    def training_texts(self) -> Iterator[str]:
+        """All training text, for a tokenizer to learn from."""
+        for row in self.train.rows:
+            yield from formats.texts(self.format, row.values)
+
+
+def load_source(
+    *,
+    source: str | None = None,
+    files: Sequence[str] | None = None,
+    hub: Mapping[str, str | None] | None = None,
+    validation_files: Sequence[str] | None = None,
+    validation_fraction: float = 0.05,
+    task: str = "pretrain",
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
+) -> Source:
+    """Reads `source` ("python-stdlib"), `files` (patterns) or `hub` (path, name, split, validation_split, revision).
+
+    Args:
+        validation_files: patterns of the held-out files; otherwise `validation_fraction` is held out by hash.
+        task: pretrain, finetune, classify, seq2seq or masked-lm; it decides the format when `format` is None.
+        columns: part of a row (text, prompt, completion, messages, label) to column, where they differ.
+        streaming: read training rows as they are needed; validation rows are read at once.
+
+    Raises:
+        UserError: nothing to read, a missing column, a bad row (named by file and number), an empty split.
+    """
+    skipped: list[str] = []
+    held: _Part | None = None
+    if source is not None:
+        documents, skipped = standard_library()
+        part = _Part(documents, None, f"the standard library in {sysconfig.get_path('stdlib')}")
+    elif hub is not None:
+        part = _hub_part(hub, hub.get("split") or "train", streaming)
+        if hub.get("validation_split"):
+            held = _hub_part(hub, str(hub["validation_split"]), streaming)
+    else:
+        assert files is not None
+        part = _files_part(files, "data.files", streaming)
+        if validation_files is not None:
+            held = _files_part(validation_files, "data.validation_files", streaming)
+            shared = sorted(part.paths & held.paths)
+            if shared:
+                raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
+    chosen = formats.choose_format(task, format, part.names, columns)
+    if streaming:
+        return _streamed(part, held, chosen, columns)
+    return _split(part, held, chosen, columns, validation_fraction, skipped)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was found in one place: documents, or a table with its columns `names`."""
+
+    found: Any
+    names: list[str] | None
+    origin: str
+    where: Any = None
+    paths: frozenset[Any] = frozenset()
+
+    def rows(self, format: str, columns: Mapping[str, str] | None) -> Collection[Row]:
+        chosen = formats.choose_columns(format, self.names, columns, self.origin)
+        return self.found if self.names is None else TableRows(self.found, chosen, self.where)
+
+    def stream(self, format: str, columns: Mapping[str, str] | None) -> StreamRows:
+        return StreamRows(self.found, formats.choose_columns(format, self.names, columns, self.origin), self.where)
+
+    def named_labels(self, columns: Mapping[str, str] | None) -> list[str] | None:
+        """The names of a hub data set's labels, in the order of their numbers."""
+        feature = (getattr(self.found, "features", None) or {}).get((columns or {}).get("label") or "label")
+        return list(feature.names) if hasattr(feature, "names") else None
+
+
+def _files_part(patterns: Sequence[str], key: str, streaming: bool) -> _Part:
+    paths = find(patterns, key)
+    origin, kind = f"{key} ({', '.join(patterns)})", kind_of(paths, key)
+    if kind == "text":
+        if streaming:
+            raise UserError(f"data.streaming: {origin} are text files, which are read whole; leave streaming out")
+        return _Part(read_documents(paths), None, origin, paths=frozenset(paths))
+    table, where = read_files(paths, kind, streaming=streaming)
+    return _Part(table, column_names(table), origin, where, frozenset(paths))
+
+
+def _hub_part(hub: Mapping[str, str | None], split: str, streaming: bool) -> _Part:
+    path = str(hub["path"])
+    table, where = read_hub(path, hub.get("name"), split, hub.get("revision"), streaming=streaming)
+    return _Part(table, column_names(table), f"data.hub {path} ({split})", where)
+
+
+def held_out(key: str, fraction: float) -> bool:
+    """Whether the document or row of this key belongs to validation: a fixed hash of it falls below `fraction`."""
+    number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return number < fraction * 2**64
+
+
+class _Inspection:
+    """One pass over rows: refuses bad ones, leaves out empty ones, hashes, measures, and sorts them to their side."""
+
+    def __init__(self, format: str, fraction: float | None) -> None:
+        self.format, self.fraction = format, fraction
+        self.sides: dict[bool, list[int]] = {False: [], True: []}
+        self.bytes, self.empty = {False: 0, True: 0}, {False: 0, True: 0}
+        self.labels: dict[bool, dict[Any, int]] = {False: {}, True: {}}
+        self.hash = hashlib.sha256()
+
+    def run(self, rows: Collection[Row], by_place: bool) -> _Inspection:
+        for number, row in enumerate(rows):
+            require_good(self.format, row)
+            content = json.dumps(row.values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            key = row.place if by_place else content
+            side = self.fraction is not None and held_out(key, self.fraction)
+            self.hash.update(digest([str(side), row.place if by_place else "", content]).encode())
+            if not by_place and self.format == "text" and not row.values["text"]:
+                self.empty[side] += 1
+                continue
+            self.sides[side].append(number)
+            self.bytes[side] += sum(
+                len(t.encode("utf-8", "surrogatepass")) for t in formats.texts(self.format, row.values)
+            )
+            if self.format == "classification":
+                label = row.values["label"]
+                self.labels[side][label] = self.labels[side].get(label, 0) + 1
+        return self
+
+    def side(self, rows: Collection[Row], held: bool) -> Side:
+        numbers = self.sides[held]
+        kept = rows.only(numbers) if isinstance(rows, TableRows) else [rows[number] for number in numbers]  # type: ignore[index]
+        return Side(kept, self.bytes[held], self.empty[held])
+
+
+def require_good(format: str, row: Row) -> None:
+    """Raises `UserError`, naming its place, when a row is bad."""
+    message = formats.problem(format, row.values)
+    if message:
+        raise UserError(f"{row.place}: {message}")
+
+
+def _split(
+    part: _Part,
+    held: _Part | None,
+    format: str,
+    columns: Mapping[str, str] | None,
+    fraction: float,
+    skipped: list[str],
+) -> Source:
+    rows = part.rows(format, columns)
+    first = _Inspection(format, None if held else fraction).run(rows, by_place=part.names is None)
+    train, hashes = first.side(rows, False), [format, first.hash.hexdigest()]
+    if held is None:
+        validation, labels = first.side(rows, True), first.labels[True]
+    else:
+        others = held.rows(format, columns)
+        second = _Inspection(format, None).run(others, by_place=held.names is None)
+        validation, labels = second.side(others, False), second.labels[False]
+        hashes.append(second.hash.hexdigest())
+    _require_text(train, validation, part.origin, held, fraction)
+    source = Source(format, train, validation, digest(hashes), skipped=skipped)
+    if format != "classification":
+        return source
+    counts, named = first.labels[False], part.named_labels(columns)
+    values = _label_values({*counts, *labels}, named, part.origin)
+    numbers = {value: number for number, value in enumerate(values)}
+    names = named or [str(int(value) if isinstance(value, float) else value) for value in values]
+    return replace(source, labels=names, label_numbers=numbers, label_counts=[counts.get(v, 0) for v in values])
+
+
+def _streamed(part: _Part, held: _Part | None, format: str, columns: Mapping[str, str] | None) -> Source:
+    if held is None:
+        raise UserError(
+            f"data.streaming: {part.origin} cannot be split while it streams; name the held-out rows in "
+            "data.validation_files or data.hub.validation_split"
+        )
+    if format == "classification":
+        raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
+    others = list(held.stream(format, columns))
+    second = _Inspection(format, None).run(others, by_place=False)
+    validation = second.side(others, False)
+    _require_text(None, validation, part.origin, held, 0.0)
+    places = [f"{path} {path.stat().st_size}" for path in sorted(part.paths)] or [part.origin]
+    key = digest([format, *places, second.hash.hexdigest()])
+    return Source(format, Side(part.stream(format, columns)), validation, key)
+
+
+def _require_text(train: Side | None, validation: Side, origin: str, held: _Part | None, fraction: float) -> None:
+    if train is not None and not train.bytes:
+        raise UserError(f"{origin}: there is no text to train on")
+    if not validation.bytes:
+        if held is not None:
+            raise UserError(f"{held.origin}: there is no text to validate on")
+        assert train is not None
+        raise UserError(
+            f"{origin}: none of its {len(train.rows)} document(s) is held out at validation_fraction "  # type: ignore[arg-type]
+            f"{fraction:g}; give held-out ones, more documents, or raise the fraction"
+        )
+
+
+def _label_values(found: set[Any], named: list[str] | None, origin: str) -> list[Any]:
+    """All labels in the order of their numbers; raises `UserError` when they are no classes."""
+    if named is not None:
+        unknown = sorted(label for label in found if not 0 <= label < len(named))
+        if unknown:
+            raise UserError(f"{origin}: the label {unknown[0]} is none of the data set's {len(named)} labels")
+        return list(range(len(named)))
+    if len({isinstance(label, str) for label in found}) > 1:
+        raise UserError(f"{origin}: some labels are text and some are numbers; make them all the same")
+    if len(found) < 2:
+        raise UserError(f"{origin}: every row has the label {next(iter(found))!r}; a classification needs at least two")
+    whole = all(not isinstance(label, str) or label.lstrip("-").isdigit() for label in found)
+    return sorted(found, key=int if whole else None)

@@ -1,0 +1,97 @@
+"""The table of broken recipes: each kind of mistake, in both dialects, with the exact message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sophia_integrations.errors import RecipeError
+from sophia_integrations.recipes.reading.loader import check, read
+
+TABLES = {
+    dialect: yaml.safe_load((Path(__file__).parent / f"broken_{dialect}.yaml").read_text(encoding="utf-8"))
+    for dialect in ("hf", "lightning")
+}
+NINE_TIMES = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9) if i else 'a'}]" for i in range(9)]
+LONG = {"<bomb>": "\n".join(["task: pretrain", *NINE_TIMES]), "<nines>": "9" * 1001, "<brackets>": "[" * 2000}
+LIGHT = """
+import json, os, sys
+from sophia_integrations.recipes.reading.loader import read
+from sophia_integrations.errors import RecipeError
+found = {}
+for file in sorted(os.listdir()):
+    if file.endswith(".case"):
+        os.replace(file, "r.yaml")
+        try:
+            read("r.yaml").raise_problems()
+        except RecipeError as error:
+            found[file] = error.problems
+heavy = {"torch", "transformers", "accelerate", "lightning", "jsonargparse", "datasets", "numpy", "peft",
+         "broken_module"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print(json.dumps(found))
+"""
+
+
+def cases(part: str, dialects: Iterable[str] = TABLES) -> list[Any]:
+    return [
+        pytest.param(TABLES[dialect]["good"], case["change"], case["says"], id=f"{dialect}: {name}")
+        for dialect in dialects
+        for name, case in TABLES[dialect][part].items()
+    ]
+
+
+def broken(good: str, change: list[list[str]]) -> str:
+    for old, new in change:
+        assert old in good
+        for short, text in LONG.items():
+            new = new.replace(short, text)
+        good = good.replace(old, new, 1)
+    return good
+
+
+@pytest.fixture(autouse=True)
+def a_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('out of cheese')\nclass Model: pass\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def problems(text: str) -> list[str]:
+    Path("r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        check(read("r.yaml"))
+    assert str(error.value) == "\n".join(error.value.problems)
+    return error.value.problems
+
+
+@pytest.mark.parametrize(("good", "change", "says"), [*cases("light", ["hf"]), *cases("deep")])
+def test_each_mistake_has_its_sentence(good: str, change: list[list[str]], says: list[str]) -> None:
+    assert problems(broken(good, change)) == says
+
+
+def test_most_mistakes_are_found_without_importing_anything_heavy_or_of_the_recipe(tmp_path: Path) -> None:
+    expected = {}
+    for number, case in enumerate(cases("light")):
+        good, change, says = case.values
+        (tmp_path / f"{number:03}.case").write_text(broken(good, change), encoding="utf-8")
+        expected[f"{number:03}.case"] = says
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
+@pytest.mark.parametrize("dialect", TABLES)
+def test_the_recipe_that_is_broken_is_a_good_one(dialect: str) -> None:
+    Path("r.yaml").write_text(TABLES[dialect]["good"], encoding="utf-8")
+    check(read("r.yaml"))
+
+
+def test_the_table_is_large() -> None:
+    assert len([*cases("light"), *cases("deep")]) >= 130

@@ -1,0 +1,201 @@
+"""Runs that are killed, stopped or starved of disk: never a lost checkpoint, always a way on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import run_worker
+
+from sophia_integrations.errors import UserError
+from sophia_integrations.recipes.running.checkpoints import last_good
+from sophia_integrations.recipes.running.events import read_metrics
+from sophia_integrations.recipes.running.train import train
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
+]
+
+# Half a megabyte of weights, saved at every step: most of the time goes into checkpoints.
+SAVING = [
+    "model.config.n_embd=96", "training.max_steps=60", "training.save_steps=1", "training.save_total_limit=2",
+    "training.eval_strategy=no",
+]  # fmt: skip
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in read_metrics(folder / "metrics.jsonl") if "loss" in event]
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint under its own name."""
+    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+@pytest.fixture(scope="session")
+def expected(recipe: Path, sophia: Any, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
+    """The losses of a run that nothing disturbs."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    code, _, err = sophia.finish(sophia.start("train", recipe, *SAVING, cwd=place))
+    assert code == 0, err
+    return losses(place / "runs" / "tiny")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_while_saving(
+    kills: int, recipe: Path, sophia: Any, expected: list[tuple[int, float]], tmp_path: Path
+) -> None:
+    folder, moments, newest = tmp_path / "runs" / "tiny", random.Random(kills), 0
+    for _ in range(kills):
+        process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
+        sophia.wait_for(lambda newest=newest: (steps(folder) or [0])[-1] > newest, process)
+        time.sleep(moments.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        _, out, _ = sophia.finish(process)
+        assert "Skipping" not in out
+        said: list[str] = []
+        found = last_good(folder, said.append)
+        assert not said and found is not None and found.step > newest
+        newest = found.step
+    process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
+    code, out, err = sophia.finish(process)
+    assert code == 0, err
+    assert "Skipping" not in out
+    assert losses(folder) == expected
+    assert steps(folder) == [59, 60]
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
+@pytest.mark.parametrize(("start", "stride"), [(20, 8), pytest.param(1, 1, marks=pytest.mark.slow)])
+def test_killed_at_each_change_of_the_folder(start: int, stride: int, tmp_path: Path) -> None:
+    run_worker("crash_points", tmp_path, start, stride, timeout=400)
+    deaths = json.loads((tmp_path / "found.json").read_text())
+    assert len(deaths) > (50 if stride == 1 else 5)
+    for death in deaths:
+        ended = max(death["saved"], default=0)
+        assert death["newest"] in (ended, ended + 1), death
+        assert not death["said"], death
+        assert all(re.fullmatch(r"checkpoint-\d+", name) for name in death["left"]), death
+    assert deaths[-1] == {"saved": [1, 2, 3], "newest": 3, "said": [], "left": ["checkpoint-3"]}
+
+
+def test_the_best_checkpoint_is_named_where_it_stands_and_kept(recipe: Path) -> None:
+    settings = [
+        "training.max_steps=6", "training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=1",
+        "training.load_best_model_at_end=true", "training.metric_for_best_model=loss", "training.learning_rate=0.5",
+    ]  # fmt: skip
+    folder = train(recipe, settings, say=lambda line: None).folder
+    newest = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    best = Path(newest["best_model_checkpoint"])
+    assert best.parent == folder and best.is_dir() and best != folder / "checkpoint-6"
+    saved = [path / "model.safetensors" for path in (best, folder / "model")]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
+
+
+def test_sigterm_saves_then_ctrl_c_with_data_workers_saves_and_all_goes_on_exactly(
+    recipe: Path, sophia: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    whole = train(recipe, ["training.eval_strategy=no", "run_dir=whole"], say=lambda line: None).folder
+    settings = ["training.eval_strategy=no", "training.dataloader_num_workers=0"]
+
+    def stop(at: int, send: Callable[[subprocess.Popen[str]], None], number: int, **options: Any) -> None:
+        process = sophia.start("train", recipe, *settings, cwd=tmp_path, **options)
+        sophia.wait_for(lambda: (losses(folder) or [(0, 0.0)])[-1][0] >= at, process)
+        send(process)
+        code, out, err = sophia.finish(process)
+        assert code == 128 + number, err
+        assert re.search(r"^Stopped at step (\d+) of 120, checkpoint saved in ", out, re.M)
+        assert err.strip() == "Stopping after this step …"
+
+    stop(5, lambda process: process.send_signal(signal.SIGTERM), signal.SIGTERM)
+    recipe_file = folder / "recipe.yaml"
+    recipe_file.write_text(recipe_file.read_text().replace("num_workers: 0", "num_workers: 2"))
+    settings[1] = "training.dataloader_num_workers=2"
+    # Ctrl-C on a terminal reaches the whole process group.
+    stop(40, lambda process: os.killpg(process.pid, signal.SIGINT), signal.SIGINT, start_new_session=True)
+    train(recipe, settings, say=lambda line: None)
+    assert losses(folder) == losses(whole)
+
+
+def test_a_second_signal_ends_at_once(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    process = sophia.start("train", recipe, "training.gradient_accumulation_steps=100000", cwd=tmp_path)
+    events = tmp_path / "runs" / "tiny" / "tensorboard"
+    sophia.wait_for(lambda: any(events.glob("events*")), process)  # training has begun
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code, _, err = sophia.finish(process)
+    assert time.monotonic() - began < 10
+    assert code == 128 + signal.SIGTERM
+    assert err.split("\n\n")[-1].strip().endswith("Stopped at once; the last whole checkpoint is kept.")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A place that a few checkpoints fill, and how to start a process there: a small disk where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if shutil.which("mount") and subprocess.run(mount, capture_output=True, timeout=20).returncode == 0:
+        yield disk, {}
+        subprocess.run(["umount", str(disk)], check=True, timeout=20)
+    else:
+        yield disk, {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))}
+
+
+def test_a_disk_that_fills_up(
+    recipe: Path, sophia: Any, small_disk: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    disk, options = small_disk
+    folder = disk / "run"
+    settings = ["training.save_steps=1", "training.save_total_limit=100", f"run_dir={folder}"]
+    code, _, err = sophia.finish(sophia.start("train", recipe, *settings, cwd=tmp_path, **options))
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith("it goes on from the last whole checkpoint")
+    said: list[str] = []
+    found = last_good(folder, said.append)
+    assert not said and not (folder / ".saving").exists()
+    if not options:  # a full disk, where what was saved before it filled is whole
+        assert found is not None and found.step > 1
+        for path in folder.glob("checkpoint-*"):
+            if path != found.path:
+                shutil.rmtree(path)
+        settings[:2] = ["training.save_steps=1", "training.save_total_limit=100"]
+        again = [*settings, "training.max_steps=120"]
+        process = sophia.start("train", recipe, *again, cwd=tmp_path)
+        sophia.wait_for(lambda: (steps(folder) or [0])[-1] > found.step, process)
+        process.send_signal(signal.SIGKILL)
+        sophia.finish(process)
+
+
+def test_a_disk_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "read only"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, timeout=20).returncode == 0
+    if not mounted:
+        disk.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match=r"^run folder .*read only/run cannot be written \((Read-only|Permission)"):
+            train(recipe, [f"run_dir={disk / 'run'}"], say=lambda line: None)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True, timeout=20)

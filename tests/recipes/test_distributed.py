@@ -1,0 +1,160 @@
+"""One run in two processes: the same losses, one log, one stop, one sentence for a mistake, one exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_integrations.recipes.running.events import read_metrics
+from sophia_integrations.recipes.running.train import train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+SETTINGS = [
+    f"training.max_steps={STEPS}",
+    "training.logging_steps=1",
+    "training.dataloader_drop_last=true",  # an incomplete last batch of an epoch is filled up when it is divided
+    *(f"model.config.{name}=0.0" for name in ("resid_pdrop", "attn_pdrop", "embd_pdrop")),
+]
+ADAMW = [*SETTINGS, "training.optim=adamw_torch", "training.optim_args=null"]
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
+]
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    return [
+        (event["step"], name, event[name])
+        for event in read_metrics(folder / "metrics.jsonl")
+        for name in ("loss", "eval_loss")
+        if name in event
+    ]
+
+
+def last_step(folder: Path) -> int:
+    return max((event["step"] for event in read_metrics(folder / "metrics.jsonl")), default=0)
+
+
+def start(sophia: Any, launcher: list[str], recipe: Path, overrides: list[str], cwd: Path) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "SOPHIA_CACHE": str(sophia.cache),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [*launcher, "-m", "sophia_integrations", "train", str(recipe), *overrides]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ACCELERATE = [
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def two(recipe: Path, sophia: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """An uninterrupted run in two processes: its folder and what it printed."""
+    place = tmp_path_factory.mktemp("two processes")
+    code, out, err = sophia.finish(sophia.start("train", recipe, *ADAMW, "--nproc", 2, cwd=place))
+    assert code == 0, err
+    return place / "runs" / "tiny", out, err
+
+
+def test_two_processes_have_the_losses_of_one_with_the_same_batch(two: tuple[Path, str, str], recipe: Path) -> None:
+    one = train(recipe, [*ADAMW, "training.per_device_train_batch_size=8"], say=lambda line: None).folder
+    assert [key for *key, _ in losses(one)] == [key for *key, _ in losses(two[0])]
+    assert [loss for *_, loss in losses(two[0])] == pytest.approx([loss for *_, loss in losses(one)], abs=2e-5)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, two[0])]
+    assert summaries[0]["tokens"] == summaries[1]["tokens"] == STEPS * 8 * 32
+
+
+def test_two_processes_print_and_write_once(two: tuple[Path, str, str]) -> None:
+    folder, out, err = two
+    lines = out.splitlines()
+    for begin in ("train: ", "model: ", "training in ", "train loss ", "Everything is in ", f"step {STEPS}/{STEPS}  v"):
+        assert sum(line.startswith(begin) for line in lines) == 1, begin
+    assert err == ""
+    assert len(losses(folder)) == len(set(losses(folder))) == STEPS + 1
+    assert len(list((folder / "tensorboard").glob("events*"))) == 1
+    newest = folder / f"checkpoint-{STEPS}"
+    assert sorted(path.name for path in newest.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+
+
+def test_ctrl_c_stops_both_at_one_step_and_torchrun_goes_on_exactly(
+    two: tuple[Path, str, str], recipe: Path, sophia: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    process = sophia.start("train", recipe, *ADAMW, "--nproc", 2, cwd=tmp_path)
+    sophia.wait_for(lambda: last_step(folder) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    code, out, err = sophia.finish(process)
+    assert code == 130, err
+    assert out.count("Stopped at step ") == 1 and err.strip() == "Stopping after this step …"
+    said = "the run in .* trains with 2 processes, and this is 1: .* Go on with --nproc 2"
+    with pytest.raises(Exception, match=said):
+        train(recipe, ADAMW, say=lambda line: None)
+    code, out, err = sophia.finish(start(sophia, TORCHRUN, recipe, ADAMW, tmp_path))
+    assert code == 0, err
+    assert out.count("resuming from ") == 1
+    assert losses(folder) == losses(two[0])
+
+
+def test_accelerate_launch_trains_with_sophia(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    settings = [*SETTINGS, "training.max_steps=4"][1:]
+    code, out, err = sophia.finish(start(sophia, ACCELERATE, recipe, settings, tmp_path))
+    assert code == 0, err
+    one = train(recipe, [*settings, "training.per_device_train_batch_size=8", "run_dir=one"], say=lambda line: None)
+    folder = tmp_path / "runs" / "tiny"
+    # From the second step on the labels that the pass draws differ, and with them h.
+    assert losses(folder)[0] == (1, "loss", pytest.approx(losses(one.folder)[0][2], abs=2e-6))
+    assert [loss for *_, loss in losses(folder)] == pytest.approx([loss for *_, loss in losses(one.folder)], rel=5e-3)
+    assert json.loads((folder / "summary.json").read_text())["hessian_updates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_stps=5", "training.max_stps: unknown key, did you mean 'max_steps'?"),
+        ("training.optim=lion_8bit", "training.optim, training.optim_args: "),
+    ],
+)
+def test_a_mistake_is_said_once(override: str, message: str, recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    overrides = ["training.optim_args=null", override]
+    code, _, err = sophia.finish(sophia.start("train", recipe, *overrides, "--nproc", 2, cwd=tmp_path))
+    assert code == 2
+    assert err.count(message) == 1 and len(err.splitlines()) == 1
+
+
+def test_a_killed_process_ends_the_run(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    process = sophia.start("train", recipe, "--nproc", 2, cwd=tmp_path)
+    sophia.wait_for(lambda: last_step(folder) >= 5, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
+    second = next(pid for pid, environment in environments.items() if b"RANK=1" in environment)
+    os.kill(second, signal.SIGKILL)
+    code, out, err = sophia.finish(process)
+    assert code == 128 + signal.SIGKILL
+    assert err.startswith("another process of this run has ended without a word") and len(err.splitlines()) == 1
+    assert "Everything is in" not in out
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_nproc_must_be_a_count(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    code, _, err = sophia.finish(sophia.start("train", recipe, "--nproc", 0, cwd=tmp_path))
+    assert (code, err) == (2, "--nproc: expected at least 1, found 0\n")

@@ -1,0 +1,101 @@
+"""What is read from the text of installed packages is what importing them would tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from typing import Any
+
+import pytest
+
+from sophia_integrations.recipes.reading import signatures, sources, words
+from sophia_integrations.recipes.reading.wording import choices, options
+
+
+def kinds(annotation: Any) -> set[str]:
+    """The plain kinds in a type, by name; enumerations by the words that they hold."""
+    found = set(choices(annotation))
+    for option in options(annotation):
+        origin = typing.get_origin(option) or option
+        if origin in (int, float, bool, str, dict, list, type(None)):
+            found.add(origin.__name__)
+    return found
+
+
+def test_training_arguments_and_their_types() -> None:
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    real = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+    read = words.training_words()
+    assert read.keys() == real
+    for name, annotation in read.items():
+        assert kinds(annotation) | set(words.choices(name)) == kinds(hints[name]), name
+
+
+def test_adapter_arguments() -> None:
+    from peft import LoraConfig
+
+    read = words.lora_words()
+    assert read is not None
+    assert read.keys() == {item.name for item in dataclasses.fields(LoraConfig) if item.init}
+    assert kinds(read["r"]) == {"int"} and "lora_only" in kinds(read["bias"])
+
+
+@pytest.mark.parametrize("task", words.TASKS)
+def test_model_types_of_a_task(task: str) -> None:
+    from transformers.models.auto import modeling_auto
+
+    real = getattr(modeling_auto, f"MODEL_FOR_{words.TASKS[task][0]}_MAPPING_NAMES")
+    assert words.model_types(task) == real.keys()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", "llama", "bert", "t5", "qwen2", "mixtral", "distilbert", "bart", "gpt-sw3", "roberta", "xlm-roberta"],
+)  # fmt: skip
+def test_keys_of_a_config(kind: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    read, real = words.config_words(kind), CONFIG_MAPPING[kind]
+    if read is None:
+        assert kind == "gpt-sw3"  # its class lies in another model's folder: the import judges it
+    elif dataclasses.is_dataclass(real):
+        assert read.keys() == {item.name for item in dataclasses.fields(real) if item.init} | real.attribute_map.keys()
+    else:
+        assert read.keys() >= inspect.signature(real).parameters.keys() - {"kwargs"}
+
+
+@pytest.mark.parametrize(
+    "dotted",
+    [
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.loggers.CSVLogger",
+        "sophia_integrations.SophiaG",
+        "sophia_integrations.lightning.CausalLM",
+        "sophia_integrations.lightning.TextDataModule",
+        "torch.optim.AdamW",
+    ],
+)
+def test_arguments_of_a_class(dotted: str) -> None:
+    import importlib
+
+    where, _, name = dotted.rpartition(".")
+    real = inspect.signature(getattr(importlib.import_module(where), name)).parameters
+    source = sources.find(dotted)
+    assert source is not None
+    read, more = signatures.parameters(source)
+    assert not more
+    assert list(read) == list(real)
+    assert {key for key, item in read.items() if item.required} == {
+        key for key, item in real.items() if item.default is inspect.Parameter.empty
+    }
+
+
+@pytest.mark.parametrize(
+    "dotted", ["nowhere.Class", "sys.maxsize", "torch._C.Tensor", "os.path", "", ".", "a.b", "math.x", "1.2", "\0.x"]
+)
+def test_what_has_no_text_is_not_found(dotted: str) -> None:
+    assert sources.find(dotted) is None
