@@ -7,7 +7,7 @@ BIN = $(VENV)/bin/python
 READY = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow noise finetune lint format clean
+.PHONY: help train test test-slow noise finetune wheel-check lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ noise: $(READY) ## measure the estimator's noise against its cost
 finetune: $(READY) ## fine-tune MiniLM and SmolLM2, Sophia beside AdamW (ARGS=headlines a part of it)
 	@$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0
 	@$(BIN) tests/measurements/finetune.py $(ARGS)
+
+wheel-check: $(READY) ## install the built wheel in an empty environment and train from another folder (minutes)
+	@$(BIN) tests/measurements/wheel.py
 
 lint: $(READY) ## check style with ruff
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

@@ -159,9 +159,12 @@ class _Version(argparse.Action):
 
 
 def _ls(arguments: argparse.Namespace) -> int:
+    import shutil
+
     from .recipes.catalog import listing
 
-    print(listing(), end="")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(listing(width), end="")
     return 0
 
 

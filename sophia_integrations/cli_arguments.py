@@ -26,6 +26,10 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if wrong:
             message += nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+        missing = "the following arguments are required: "
+        if message.startswith(missing):  # intermixed parsing counts those that may be left out among them
+            optional = {action.metavar for action in self._actions if action.nargs in ("*", "?")}
+            message = missing + ", ".join(name for name in message[len(missing) :].split(", ") if name not in optional)
         super().error(message)
 
 

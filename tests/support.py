@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import sophia_integrations  # noqa: F401  (makes optim="sophia" known)
 from sophia_integrations.curvature import Categorical
@@ -170,3 +172,18 @@ def toy_loss(output, batch):
     """Mean cross-entropy of a unit of `toy_batches`; 0 where every label is masked."""
     labels = batch.kwargs["labels"]
     return F.cross_entropy(output, labels, reduction="sum") / (labels != -100).sum().clamp_min(1)
+
+
+def peak_bytes(call, folder):
+    """The most memory that `call` holds at once beyond what was there, from the allocator's own events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    trace = Path(folder) / "trace.json"
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    assert peak > 0
+    return peak

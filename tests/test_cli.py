@@ -41,7 +41,21 @@ def test_help_and_version_need_no_torch() -> None:
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert all(verb in done.stdout for verb in ("train", "validate", "plot"))
+    for verb in ("ls", "show", "cp", "validate", "train", "prepare", "run", "plot", "schema", "completion"):
+        assert f"    {verb}" in done.stdout
+
+
+def test_checking_a_recipe_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from sophia_integrations.cli import main\n"
+        "for name in ('hf/pretrain-gpt2-stdlib', 'lightning/pretrain-gpt2-stdlib'):\n"
+        "    assert main(['validate', name]) == 0 == main(['show', name])\n"
+        "assert main(['ls']) == 0 == main(['completion', 'bash']) == main(['schema'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'lightning', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +96,7 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     Path("r.yaml").write_text(RECIPE)
-    assert main(["validate", "r.yaml"]) == 2
+    assert main(["train", "r.yaml"]) == 2
     assert capsys.readouterr().err == (
         "recipes need tensorboard, not installed here: pip install 'sophia-integrations[recipes]'\n"
     )
@@ -120,3 +134,98 @@ def test_ctrl_c_outside_the_training_loop(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("sophia_integrations.recipes.running.train.train", stop)
     assert main(["train", "r.yaml"]) == 130
     assert capsys.readouterr().err == ("Stopped; whatever was saved is kept. To go on, run the same command again.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian r.yaml", "sophia: error: unknown verb 'trian', did you mean 'train'?"),
+        ("zzz", "sophia: error: unknown verb 'zzz'"),
+        ("own.yaml", "sophia: error: no verb before own.yaml: did you mean 'sophia train own.yaml'?"),
+        ("train r.yaml --frsh", "sophia train: error: unknown argument '--frsh', did you mean '--fresh'?"),
+        ("train r.yaml --fre", "sophia train: error: unknown argument '--fre', did you mean '--fresh'?"),
+        ("validate r.yaml --deap=1", "sophia validate: error: unknown argument '--deap=1', did you mean '--deep'?"),
+        ("train", "sophia train: error: the following arguments are required: RECIPE"),
+        ("train r.yaml --nproc two", "sophia train: error: argument --nproc: invalid int value: 'two'"),
+        (
+            "train r.yaml --smoke --dry-run",
+            "sophia train: error: argument --dry-run: not allowed with argument --smoke",
+        ),
+    ],
+)
+def test_a_mistyped_command_names_the_nearest_word(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+def test_a_mistyped_choice_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["completion", "bsh"])
+    assert capsys.readouterr().err.rstrip().endswith(", did you mean 'bash'?")
+
+
+def test_options_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    overrides = ["training.max_stps=1", "--deep", "training.seed=x"]
+    assert main(["validate", "r.yaml", *overrides]) == 2
+    assert [line.split(" ", 2)[1] for line in capsys.readouterr().err.splitlines()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "--dry-run" in script or shell == "tcsh"
+    assert "validate" in script
+    assert shell == "tcsh" or "hf/pretrain-gpt2-stdlib" in script
+
+
+def complete(line: str) -> set[str]:
+    """What bash offers for the last word of a line."""
+    code = f"""
+        eval "$({sys.executable} -m sophia_integrations completion bash)"
+        COMP_WORDS=({line} ''); [[ '{line}' == *[![:space:]] ]] && unset 'COMP_WORDS[-1]'
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        $(complete -p sophia | sed 's/.*-F *//; s/ .*//') sophia "${{COMP_WORDS[COMP_CWORD]}}" ''
+        printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_bash_completes_verbs_recipes_and_options() -> None:
+    Path("own.yaml").write_text(RECIPE)
+    assert complete("sophia val") == {"validate"}
+    assert {"--fresh", "--dry-run", "--smoke", "--nproc"} <= complete("sophia train --")
+    assert complete("sophia train own") == {"own.yaml"}
+    assert {"hf/pretrain-gpt2-stdlib", "hf/pretrain-gpt2-stdlib-adamw"} <= complete("sophia train hf/pre")
+
+
+@pytest.mark.parametrize("module", ["lightning", "datasets"])
+def test_a_package_missing_in_a_verb_names_its_extra(
+    module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{module}.x'", name=f"{module}.x")
+
+    monkeypatch.setattr("sophia_integrations.recipes.running.train.train", missing)
+    assert main(["train", "r.yaml"]) == 2
+    extra = "lightning" if module == "lightning" else "recipes"
+    assert capsys.readouterr().err == (
+        f"this needs {module}, which is not installed: pip install 'sophia-integrations[{extra}]'\n"
+    )
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys; from sophia_integrations.cli import main; sys.exit(main(['schema']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()

@@ -34,3 +34,25 @@ def save_tiny_language_model(folder):
 def write_jsonl(path, rows=24):
     lines = (json.dumps({"text": sentence(number)}) for number in range(rows))
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+
+
+def save_tiny_chat_model(folder):
+    """`save_tiny_language_model` with a chat template."""
+    tokenizer = save_tiny_language_model(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def write_chats(path, rows=40):
+    """A question of 3 to 6 words and an answer of 4, in each row."""
+    lines = []
+    for number in range(rows):
+        turns = {"user": sentence(number, 3 + number % 4), "assistant": sentence(number + 5, 4)}
+        lines.append(json.dumps({"messages": [{"role": role, "content": words} for role, words in turns.items()]}))
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -103,6 +103,9 @@ class UnitEstimator:
             )
         self._check_trains_model(params)
         batches = self._tap.take()
+        return self._sum_of_units(batches, params, step).reduced(bool(batches), self._nothing_seen())
+
+    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
         rank = rank_of(self.process_group)
         total = DiagonalSum(params, self.model, self.process_group)
         chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
@@ -112,7 +115,7 @@ class UnitEstimator:
                     batch, rows = chosen[min(unit, len(chosen) - 1)]
                     key = (self.seed, step, rank, unit)
                     self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
-        return total.reduced(bool(batches), self._nothing_seen())
+        return total
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .engine import UnitEstimator
-from .reduction import DiagonalSum
+from .reduction import ArrivedTwice, DiagonalSum
 from .sampling import keyed_generator
 from .tap import MicroBatch
 
@@ -27,20 +31,34 @@ class GaussNewtonBartlett(UnitEstimator):
     The arguments are those of `UnitEstimator`: model, fraction, units, seed, readout, process_group.
     """
 
+    _squares_on_arrival = True
+
+    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+        try:
+            return super()._sum_of_units(batches, params, step)
+        except ArrivedTwice:
+            self._squares_on_arrival = False
+            return super()._sum_of_units(batches, params, step)
+
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
-        scales = FLOAT16_LOSS_SCALES if self._runs_in_float16(batch) else (1.0,)
+        half = self._runs_in_float16(batch)
+        early = self._squares_on_arrival and not (half or total.sharded)
+        scales = FLOAT16_LOSS_SCALES if half else (1.0,)
         for scale in scales:
-            predictions = self._backward(batch, key, counts, scale, always=total.sharded)
+            predictions = self._backward(batch, key, total, counts, scale, early)
             if scale == scales[-1] or total.gradients_are_finite():
                 break
             total.discard_gradients()
         total.add_squared_gradients(scale)
         total.count(predictions)
 
-    def _backward(self, batch: MicroBatch, key: tuple[int, ...], counts: bool, scale: float, always: bool) -> int:
+    def _backward(
+        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool, scale: float, early: bool
+    ) -> int:
         """Backward of `scale` × the summed loss at sampled labels; returns the predictions that count.
 
-        Without any, there is no backward, unless `always`: other ranks may wait for this one's gradients.
+        Without any there is no backward, unless parameters are sharded: other ranks may wait for this one's gradients.
+        `early`: square each gradient as it arrives.
         """
         likelihood = self.readout.likelihood
         with torch.enable_grad():
@@ -50,12 +68,14 @@ class GaussNewtonBartlett(UnitEstimator):
                 output = self.model(*args, **kwargs)
             prediction, labels = self.readout.predictions(output, labels, batch)
             del output
-            detached = tree_map(torch.Tensor.detach, prediction)
+            detached = tree_map(Tensor.detach, prediction)
             device = tree_leaves(detached)[0].device
             sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
             predictions = int(likelihood.count(detached, sampled)) if counts else 0
-            if predictions or always:
-                (likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)).backward()
+            if predictions or total.sharded:
+                loss = likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)
+                with total.squared_on_arrival(loss) if early else contextlib.nullcontext():
+                    loss.backward()
         return predictions
 
     def _runs_in_float16(self, batch: MicroBatch) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Estimate, local
+
+
+class ArrivedTwice(Exception):
+    """A gradient was squared on arrival, and then another part of it came."""
 
 
 class DiagonalSum:
@@ -73,13 +78,46 @@ class DiagonalSum:
     def add_squared_gradients(self, scale: float = 1.0) -> None:
         """Add (`.grad` / scale)² for each parameter and clear `.grad`; with shards it is the ranks' mean gradient."""
         factor = (world_size_of(self._group) if self.sharded else 1) / scale
-        for param, total in self._sums.items():
+        for param in self._sums:
             if param.grad is not None:
-                gradient = local(param.grad).to(total.dtype)
-                if factor != 1:
-                    gradient = gradient * factor
-                total.addcmul_(gradient, gradient)
-                param.grad = None
+                self._add_square(param, factor)
+
+    def _add_square(self, param: Tensor, factor: float) -> None:
+        total = self._sums[param]
+        gradient = local(param.grad).to(total.dtype)
+        if factor != 1:
+            gradient = gradient * factor
+        total.addcmul_(gradient, gradient)
+        param.grad = None
+
+    @contextlib.contextmanager
+    def squared_on_arrival(self, loss: Tensor) -> Iterator[None]:
+        """Around the backward of `loss`: add each gradient's square as it arrives, and let the gradient go.
+
+        So a pass holds one gradient at a time, not a second set of them. What comes from a backward inside the
+        backward (reentrant checkpointing) may be a part; it waits in `.grad` for the rest, or for
+        `add_squared_gradients`.
+
+        Raises:
+            ArrivedTwice: from the backward, when such a part comes after the rest; this sum is then of no use.
+        """
+        outermost: list[int] = []
+        squared: set[Tensor] = set()
+
+        def arrived(param: Tensor) -> None:
+            if param in squared:
+                raise ArrivedTwice
+            if torch._C._current_graph_task_id() in outermost:
+                squared.add(param)
+                self._add_square(param, 1.0)
+
+        hooks = [param.register_post_accumulate_grad_hook(arrived) for param in self._sums if param.requires_grad]
+        hooks.append(loss.register_hook(lambda _: outermost.append(torch._C._current_graph_task_id())))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def add(self, diagonals: Mapping[Tensor, Tensor]) -> None:
         """Add one unit's diagonal for each parameter."""

@@ -75,7 +75,9 @@ class CausalLM(LightningModule):
         else:
             self.model = _pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
         if getattr(self.model, "loss_type", "") is None:
-            self.model.loss_type = "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
+            self.model.loss_type = (
+                "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
+            )
         if gradient_checkpointing:
             newer = getattr(self.model, "activation_checkpointing_enable", None)
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})

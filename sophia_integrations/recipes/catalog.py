@@ -55,8 +55,8 @@ def names() -> dict[str, Path]:
     folder = library()
     if folder is None:
         return {}
-    files = sorted(file for file in folder.rglob("*.yaml"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    found = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def entries() -> list[Entry]:
@@ -107,14 +107,20 @@ def _find(path: Path, text: str) -> Path:
     raise UserError(f"{text}: there is no such recipe{_nearest(path, known)}")
 
 
-def listing() -> str:
-    """The shipped recipes as a table: name, task, framework, size, time, needs."""
+def listing(width: int | None = None) -> str:
+    """The shipped recipes as a table: name, task, framework, size, time, needs.
+
+    Where the table is wider than `width` columns, each recipe takes two lines instead of one.
+    """
     rows = [("NAME", "TASK", "FRAMEWORK", "SIZE", "TIME", "NEEDS")]
     rows += [(item.name, item.task, item.framework, item.size, item.time, item.needs) for item in entries()]
     if len(rows) == 1:
         raise UserError("this installation holds no recipes; install the package anew")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if width is not None and max(map(len, lines)) > width:
+        pairs = [f"{row[0]}  ({row[1]})\n    {'; '.join(cell for cell in row[3:] if cell)}" for row in rows[1:]]
+        lines = [line[:width] for pair in pairs for line in pair.splitlines()]
     return "\n".join(lines) + "\n"
 
 
@@ -185,16 +191,19 @@ def _entry(name: str, file: Path) -> Entry:
     lines = [line for line in header(text) if not line.startswith("yaml-language-server:")]
     said = dict(match.groups() for line in lines if (match := re.match(r"(Size|Time|Needs|Task): *(.+)", line)))
     framework = name.partition("/")[0]
-    task = said.get("Task") or _task(text)
+    task = said.get("Task") or _task(file)
     title = next((line for line in lines if line), "")
     return Entry(name, file, title, task, framework, said.get("Size", ""), said.get("Time", ""), said.get("Needs", ""))
 
 
-def _task(text: str) -> str:
+def _task(file: Path) -> str:
     """The task that the recipe says; a Lightning recipe with pretrained weights fine-tunes them."""
-    from .reading.yaml_places import parse
+    from .reading.base import lay_over_base
+    from .reading.yaml_places import parse_file
 
-    value: Any = parse(text, lambda line, column: "").value
+    parsed = parse_file(file)
+    lay_over_base(parsed, file)
+    value: Any = parsed.value
     if isinstance(value, dict) and isinstance(value.get("task"), str):
         return value["task"]
     model = value.get("model") if isinstance(value, dict) else None

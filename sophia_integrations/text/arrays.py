@@ -24,13 +24,13 @@ def cached_stream(
         name: of the entry, ending in ``.npy``.
         kind: of the numbers.
         pieces: makes the parts, one after the other; called again when writing fails.
-        what: is being read, for the reader.
+        what: is being done, for the reader.
         say: receives the lines for the reader.
     """
     found = _read(name, lambda path: np.load(path, mmap_mode="r"), say)
     if found is not None:
         return found
-    say(f"Tokens: reading {what} …")
+    say(f"{what} …")
     if store(name, lambda aside: _write_pieces(aside, kind, pieces()), say):
         return np.load(cache_dir() / name, mmap_mode="r")
     return np.concatenate([np.zeros(0, kind), *pieces()])
@@ -42,7 +42,7 @@ def cached_arrays(
     """Some arrays in memory, from the cache entry `name` (ending in ``.npz``) or from `make`."""
     found = _read(name, _load_all, say)
     if found is None:
-        say(f"Tokens: reading {what} …")
+        say(f"{what} …")
         found = made = make()
         store(name, lambda aside: _write_all(aside, made), say)
     return found

@@ -66,7 +66,7 @@ def token_stream(
         for batch in batches(rows, BATCH):
             yield np.concatenate([np.array(ids, dtype=kind) for ids in document_tokens(batch, tokenizer)])
 
-    return cached_stream(f"{name}.npy", np.dtype(kind), pieces, f"{len(rows):,} documents", say)
+    return cached_stream(f"{name}.npy", np.dtype(kind), pieces, f"Tokens: reading {len(rows):,} documents", say)
 
 
 def document_tokens(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

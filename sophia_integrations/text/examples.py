@@ -108,8 +108,8 @@ def build_examples(
     name: str, rows: Collection[Row], encoder: Encoder, one_label: bool, say: Callable[[str], object]
 ) -> Examples:
     """The examples of `rows`, from the cache entry `name` or made now."""
-    arrays = cached_arrays(f"{name}.npz", lambda: _arrays(encoded(rows, encoder)), f"{len(rows):,} examples", say)
-    return Examples(arrays, one_label)
+    what = f"Tokens: reading {len(rows):,} examples"
+    return Examples(cached_arrays(f"{name}.npz", lambda: _arrays(encoded(rows, encoder)), what, say), one_label)
 
 
 def encoded(rows: Iterable[Row], encoder: Encoder) -> Iterator[Example]:

@@ -48,6 +48,11 @@ class TableRows:
     ) -> None:
         self.table, self.columns, self.where, self.index = table, columns, where, index
 
+    @property
+    def fingerprint(self) -> str:
+        """What `datasets` knows the table by: another one for another content."""
+        return str(self.table._fingerprint)
+
     def __len__(self) -> int:
         return len(self.table) if self.index is None else len(self.index)
 

@@ -1,15 +1,9 @@
-"""Where text comes from, and its split into training and validation, the same on every machine; never tokens.
-
-A document that is a file is held out by a hash of its name, a row by a hash of its content: adding others moves none,
-and a row that occurs twice is on one side only.
-"""
+"""Where text comes from, as rows of one format in two splits, the same on every machine; never tokens."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +13,7 @@ from .cache import digest
 from .documents import read_documents, standard_library
 from .files import find, kind_of
 from .rows import Row, StreamRows, TableRows, column_names, read_files, read_hub
+from .split import Found, inspect
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,7 @@ def load_source(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     streaming: bool = False,
+    say: Callable[[str], object] = print,
 ) -> Source:
     """Reads `source` ("python-stdlib"), `files` (patterns) or `hub` (path, name, split, validation_split, revision).
 
@@ -83,6 +79,7 @@ def load_source(
         task: pretrain, finetune, classify, seq2seq or masked-lm; it decides the format when `format` is None.
         columns: part of a row (text, prompt, completion, messages, label) to column, where they differ.
         streaming: read training rows as they are needed; validation rows are read at once.
+        say: receives a line when reading takes long.
 
     Raises:
         UserError: nothing to read, a missing column, a bad row (named by file and number), an empty split.
@@ -106,8 +103,8 @@ def load_source(
                 raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
     chosen = formats.choose_format(task, format, part.names, columns)
     if streaming:
-        return _streamed(part, held, chosen, columns)
-    return _split(part, held, chosen, columns, validation_fraction, skipped)
+        return _streamed(part, held, chosen, columns, say)
+    return _split(part, held, chosen, columns, validation_fraction, skipped, say)
 
 
 @dataclass(frozen=True)
@@ -150,54 +147,6 @@ def _hub_part(hub: Mapping[str, str | None], split: str, streaming: bool) -> _Pa
     return _Part(table, column_names(table), f"data.hub {path} ({split})", where)
 
 
-def held_out(key: str, fraction: float) -> bool:
-    """Whether the document or row of this key belongs to validation: a fixed hash of it falls below `fraction`."""
-    number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    return number < fraction * 2**64
-
-
-class _Inspection:
-    """One pass over rows: refuses bad ones, leaves out empty ones, hashes, measures, and sorts them to their side."""
-
-    def __init__(self, format: str, fraction: float | None) -> None:
-        self.format, self.fraction = format, fraction
-        self.sides: dict[bool, list[int]] = {False: [], True: []}
-        self.bytes, self.empty = {False: 0, True: 0}, {False: 0, True: 0}
-        self.labels: dict[bool, dict[Any, int]] = {False: {}, True: {}}
-        self.hash = hashlib.sha256()
-
-    def run(self, rows: Collection[Row], by_place: bool) -> _Inspection:
-        for number, row in enumerate(rows):
-            require_good(self.format, row)
-            content = json.dumps(row.values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-            key = row.place if by_place else content
-            side = self.fraction is not None and held_out(key, self.fraction)
-            self.hash.update(digest([str(side), row.place if by_place else "", content]).encode())
-            if not by_place and self.format == "text" and not row.values["text"]:
-                self.empty[side] += 1
-                continue
-            self.sides[side].append(number)
-            self.bytes[side] += sum(
-                len(t.encode("utf-8", "surrogatepass")) for t in formats.texts(self.format, row.values)
-            )
-            if self.format == "classification":
-                label = row.values["label"]
-                self.labels[side][label] = self.labels[side].get(label, 0) + 1
-        return self
-
-    def side(self, rows: Collection[Row], held: bool) -> Side:
-        numbers = self.sides[held]
-        kept = rows.only(numbers) if isinstance(rows, TableRows) else [rows[number] for number in numbers]  # type: ignore[index]
-        return Side(kept, self.bytes[held], self.empty[held])
-
-
-def require_good(format: str, row: Row) -> None:
-    """Raises `UserError`, naming its place, when a row is bad."""
-    message = formats.problem(format, row.values)
-    if message:
-        raise UserError(f"{row.place}: {message}")
-
-
 def _split(
     part: _Part,
     held: _Part | None,
@@ -205,29 +154,37 @@ def _split(
     columns: Mapping[str, str] | None,
     fraction: float,
     skipped: list[str],
+    say: Callable[[str], object],
 ) -> Source:
     rows = part.rows(format, columns)
-    first = _Inspection(format, None if held else fraction).run(rows, by_place=part.names is None)
-    train, hashes = first.side(rows, False), [format, first.hash.hexdigest()]
+    found, held_found, hashed = inspect(format, rows, None if held else fraction, say, named=part.names is None)
+    train, hashes = _side(rows, found), [format, hashed]
     if held is None:
-        validation, labels = first.side(rows, True), first.labels[True]
+        validation = _side(rows, held_found)
     else:
         others = held.rows(format, columns)
-        second = _Inspection(format, None).run(others, by_place=held.names is None)
-        validation, labels = second.side(others, False), second.labels[False]
-        hashes.append(second.hash.hexdigest())
+        held_found, _, hashed = inspect(format, others, None, say, named=held.names is None)
+        validation = _side(others, held_found)
+        hashes.append(hashed)
     _require_text(train, validation, part.origin, held, fraction)
     source = Source(format, train, validation, digest(hashes), skipped=skipped)
     if format != "classification":
         return source
-    counts, named = first.labels[False], part.named_labels(columns)
-    values = _label_values({*counts, *labels}, named, part.origin)
+    counts, named = found.labels, part.named_labels(columns)
+    values = _label_values({*counts, *held_found.labels}, named, part.origin)
     numbers = {value: number for number, value in enumerate(values)}
     names = named or [str(int(value) if isinstance(value, float) else value) for value in values]
     return replace(source, labels=names, label_numbers=numbers, label_counts=[counts.get(v, 0) for v in values])
 
 
-def _streamed(part: _Part, held: _Part | None, format: str, columns: Mapping[str, str] | None) -> Source:
+def _side(rows: Collection[Row], found: Found) -> Side:
+    kept = rows.only(found.numbers) if isinstance(rows, TableRows) else [rows[n] for n in found.numbers]  # type: ignore[index]
+    return Side(kept, found.bytes, found.empty)
+
+
+def _streamed(
+    part: _Part, held: _Part | None, format: str, columns: Mapping[str, str] | None, say: Callable[[str], object]
+) -> Source:
     if held is None:
         raise UserError(
             f"data.streaming: {part.origin} cannot be split while it streams; name the held-out rows in "
@@ -236,11 +193,11 @@ def _streamed(part: _Part, held: _Part | None, format: str, columns: Mapping[str
     if format == "classification":
         raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
     others = list(held.stream(format, columns))
-    second = _Inspection(format, None).run(others, by_place=False)
-    validation = second.side(others, False)
+    found, _, hashed = inspect(format, others, None, say)
+    validation = _side(others, found)
     _require_text(None, validation, part.origin, held, 0.0)
     places = [f"{path} {path.stat().st_size}" for path in sorted(part.paths)] or [part.origin]
-    key = digest([format, *places, second.hash.hexdigest()])
+    key = digest([format, *places, hashed])
     return Source(format, Side(part.stream(format, columns)), validation, key)
 
 

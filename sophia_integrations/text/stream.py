@@ -13,7 +13,7 @@ from .blocks import batches, block, document_tokens, frame_of
 from .encode import Encoder, Example
 from .examples import Item, pack
 from .rows import Row, StreamRows
-from .source import require_good
+from .split import require_good
 
 _BATCH = 64  # rows per call of the tokenizer
 _PATIENCE = 10_000  # rows without loss in succession

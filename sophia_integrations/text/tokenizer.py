@@ -24,6 +24,13 @@ _SPECIAL = {
 }
 
 
+def why_not_loaded(error: Exception) -> str:
+    """The first line of a loading error of transformers, and what to do about code that comes with a model."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    hint = "if you trust it, set model.trust_remote_code: true"
+    return f"{reason.rstrip(' .')}; {hint}" if "custom code" in reason else reason
+
+
 def load_tokenizer(
     place: str, revision: str | None = None, trust_remote_code: bool = False, key: str = "tokenizer.pretrained"
 ) -> PreTrainedTokenizerBase:
@@ -34,8 +41,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}: {place!r} cannot be loaded: {reason}") from None
+        raise UserError(f"{key}: {place!r} cannot be loaded: {why_not_loaded(error)}") from None
     if separator(tokenizer) is None:
         raise UserError(f"{key}: {place!r} has no end-of-text token, which documents are joined by")
     return tokenizer

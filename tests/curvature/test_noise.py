@@ -1,16 +1,15 @@
 """The noise of an estimate and the cost of drawing its labels: what units and the sampler are for."""
 
-import json
 import statistics
 import time
 
 import pytest
 import torch
 from oracles import draws_of
+from support import peak_bytes
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
-from sophia_integrations import GaussNewtonBartlett, SophiaG
+from sophia_integrations import GaussNewtonBartlett
 from sophia_integrations.curvature.sampling import keyed_generator, sample_categorical
 
 CPU = torch.device("cpu")
@@ -53,37 +52,3 @@ def test_the_sampler_takes_a_fifth_of_the_time_and_a_quarter_of_the_memory(one_t
             times.append(time.perf_counter() - start)
     assert statistics.median(seconds[ours]) < 0.2 * statistics.median(seconds[torchs])
     assert peak_bytes(ours, tmp_path) < 0.25 * peak_bytes(torchs, tmp_path)
-
-
-def peak_bytes(call, folder):
-    """The most memory that `call` holds at once beyond what was there, from the allocator's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    trace = folder / "trace.json"
-    profiler.export_chrome_trace(str(trace))
-    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    assert peak > 0
-    return peak
-
-
-def test_pass_stays_below_the_memory_of_the_training_step_at_a_large_vocabulary(tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    size = dict(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=50_257, bos_token_id=0, eos_token_id=0)
-    model = GPT2LMHeadModel(GPT2Config(**size))
-    optimizer = SophiaG(model.parameters(), lr=0.0, estimator=GaussNewtonBartlett(model), hessian_interval=1)
-    ids = torch.randint(50_257, (8, 64))
-
-    def train():
-        model(input_ids=ids, labels=ids).loss.backward()
-
-    train()
-    optimizer.step()
-    optimizer.zero_grad()
-    training = peak_bytes(train, tmp_path)
-    hessian_pass = peak_bytes(optimizer.step, tmp_path)
-    assert hessian_pass < 0.5 * training

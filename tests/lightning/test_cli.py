@@ -1,5 +1,6 @@
 """Sophia under LightningCLI: by class path and by short name, with help, and the recipe file."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from support import tiny_model
+from tiny_language import save_tiny_chat_model, write_chats
+from torch.optim import AdamW
 from workers.lightning_support import FILTERS, TINY, Classifier, sophia_of, token_loader
 
 from sophia_integrations import SophiaG
@@ -21,10 +24,12 @@ pytestmark = [
         "ignore:No seed found",
         "ignore:.*will be overridden by",
         "ignore:.*exists and is not empty",
+        "ignore:.is_gradient_checkpointing. is deprecated",
+        "ignore:The dirpath has changed",
     ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:jsonargparse"),
 ]
-RECIPE = Path(__file__).parents[2] / "recipes" / "lightning" / "pretrain-gpt2-stdlib.yaml"
+RECIPES = Path(__file__).parents[2] / "recipes" / "lightning"
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 QUIET |= {"enable_model_summary": False, "max_steps": 6, "callbacks": "sophia_integrations.lightning.SophiaCallback"}
 
@@ -75,10 +80,11 @@ def test_optimizer_by_name_keeps_groups_and_schedule_of_causal_lm():
     assert len(run.trainer.lr_scheduler_configs) == 1
 
 
-def test_decay_groups_are_those_of_the_trainer():
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_decay_groups_are_those_of_the_trainer(kind):
     from transformers import Trainer
 
-    model = tiny_model()
+    model = tiny_model(kind)
     names = Trainer.get_decay_parameter_names(None, model)
     named = dict(model.named_parameters())  # without the tied lm_head
     assert named.keys() & set(names) == {name for name, p in named.items() if p.ndim >= 2}
@@ -92,36 +98,77 @@ def test_help_tells_what_an_argument_is(capsys):
     assert "--optimizer.hessian_interval" in text and "steps between two estimates" in text
 
 
+def test_a_callback_appended_to_one_that_is_there_is_refused():
+    """`--trainer.callbacks+=` appends, it does not replace."""
+    more = ["--optimizer=SophiaG", "--trainer.callbacks+=sophia_integrations.lightning.SophiaCallback"]
+    with pytest.raises(ValueError, match="two SophiaCallbacks in this Trainer"):
+        LightningCLI(TinyData, args=[*arguments(), *more], save_config_callback=None)
+
+
 def test_a_wrong_type_is_refused(capsys):
     with pytest.raises(SystemExit):
         LightningCLI(TinyData, args=arguments(**{"optimizer": "SophiaG", "optimizer.rho": "much"}))
     assert "rho" in capsys.readouterr().err
 
 
+@pytest.fixture
+def base(tmp_path):
+    """A small pretrained model with a chat template, and conversations."""
+    save_tiny_chat_model(tmp_path / "base")
+    (tmp_path / "chats").mkdir()
+    write_chats(tmp_path / "chats" / "train.jsonl")
+    return str(tmp_path / "base")
+
+
+def small(file, tmp_path, base):
+    """A shipped recipe on text of this test, with a tiny model and few steps."""
+    recipe = yaml.safe_load(file.read_text())
+    model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    data.update(cache_dir=str(tmp_path / "cache"), batch_size=2, validation_fraction=0.3, block_size=16)
+    if "pretrained" in model:
+        data.update(hub={"path": str(tmp_path / "chats"), "split": "train"}, tokenizer=base, block_size=32)
+        model["pretrained"] = base
+    else:
+        for number in range(30):
+            (tmp_path / f"{number}.txt").write_text(f"document {number} says hello world, and again. " * 30)
+        data.update(files=[str(tmp_path / "*.txt")], vocab_size=300)
+        model["config"].update(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=300)
+    trainer.update(max_steps=12, val_check_interval=6, limit_val_batches=2, accelerator="cpu", precision="32-true")
+    trainer.update(enable_progress_bar=False, default_root_dir=str(tmp_path / "runs"), log_every_n_steps=2)
+    trainer["callbacks"][-1]["init_args"]["every_n_train_steps"] = 6
+    model["warmup_steps"] = 2
+    target = tmp_path / "small.yaml"
+    target.write_text(yaml.safe_dump(recipe))
+    return target
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("**/*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("command_line", [LightningCLI, cli.SophiaCLI])
-def test_the_recipe_trains_and_goes_on(tmp_path, command_line):
-    for number in range(30):
-        (tmp_path / f"{number}.txt").write_text(f"document {number} says hello world, and again. " * 30)
-    recipe = yaml.safe_load(RECIPE.read_text())
-    config = recipe["model"]["init_args"]["config"]
-    config.update(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=300)
-    data = recipe["data"]["init_args"]
-    data.update(files=[str(tmp_path / "*.txt")], cache_dir=str(tmp_path / "cache"), vocab_size=300, block_size=16)
-    data.update(batch_size=2, validation_fraction=0.3)
-    trainer = recipe["trainer"]
-    trainer.update(
-        max_steps=12, val_check_interval=6, limit_val_batches=2, enable_progress_bar=False, accelerator="cpu"
-    )
-    trainer["callbacks"][1]["init_args"]["every_n_train_steps"] = 6
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+def test_every_recipe_trains_under_plain_lightning_cli_and_goes_on(tmp_path, base, command_line, file):
+    config = str(small(file, tmp_path, base))
     options = dict(save_config_kwargs={"overwrite": True})
-    first = command_line(args=["fit", "--config", str(tmp_path / "recipe.yaml")], **options)
-    assert sophia_of(first.trainer).stats()["hessian_updates"] == 2
-    assert len(sophia_of(first.trainer).param_groups) == 2
-    assert {"train_loss", "val_loss", "sophia/win_rate"} <= first.trainer.callback_metrics.keys()
-    more = ["--trainer.max_steps=18", "--ckpt_path=runs/lightning-gpt2-stdlib/checkpoints/last.ckpt"]
-    second = command_line(args=["fit", "--config", str(tmp_path / "recipe.yaml"), *more], **options)
-    assert sophia_of(second.trainer).param_groups[0]["step"] == 18
+    first = command_line(args=["fit", "--config", config], **options)
+    optimizer = first.trainer.optimizers[0]
+    assert type(optimizer) is (AdamW if "adamw" in file.stem else SophiaG)
+    assert {"train_loss", "val_loss"} <= first.trainer.callback_metrics.keys()
+    if type(optimizer) is SophiaG:
+        assert optimizer.stats()["hessian_updates"] == 2 and "sophia/win_rate" in first.trainer.callback_metrics
+    trained = [p for p in first.model.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+    newest = max(tmp_path.glob("runs/**/*step=12.ckpt"))
+    more = ["--trainer.max_steps=18", f"--ckpt_path={newest}"]
+    second = command_line(args=["fit", "--config", config, *more], **options)
+    assert second.trainer.global_step == 18
+
+
+def test_a_recipe_runs_without_this_package_being_imported_first(tmp_path, base):
+    """As the header says, and with a LightningCLI that knows nothing of us but the class paths."""
+    config = small(RECIPES / "pretrain-gpt2-stdlib.yaml", tmp_path, base)
+    code = "from lightning.pytorch.cli import LightningCLI; LightningCLI()"
+    command = ["timeout", "-k", "5", "120", sys.executable, "-c", code, "fit", "--config", str(config)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert list(tmp_path.glob("runs/**/*step=12.ckpt"))
 
 
 @pytest.mark.parametrize(

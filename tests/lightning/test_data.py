@@ -1,5 +1,7 @@
 """TextDataModule and its loader: what is in a block, who gets which row, and where it goes on."""
 
+import sysconfig
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,19 @@ def test_rows_are_those_of_a_recipe_for_the_trainer(files, options, tmp_path, mo
     assert data.prepared.digest == expected.digest
     assert np.array_equal(data.prepared.train.rows, expected.train.rows)
     assert np.array_equal(data.prepared.validation.rows, expected.validation.rows)
+
+
+def test_without_a_source_the_text_is_the_standard_library(options, tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    (library / "test").mkdir(parents=True)
+    for number in range(12):
+        (library / f"module{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 40)
+        (library / "test" / f"test{number}.py").write_text("assert True")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
+    data = TextDataModule(**options)
+    data.prepare_data()
+    counts = data.prepared.counts
+    assert counts["train"].documents + counts["validation"].documents == 12
 
 
 def test_files_held_out_by_name(files, options, tmp_path):

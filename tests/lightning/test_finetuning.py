@@ -5,7 +5,7 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_language import save_tiny_language_model, sentence
+from tiny_language import save_tiny_chat_model, sentence, write_chats
 from workers.lightning_support import FILTERS, Record, hessian_of, make_trainer, sophia_of
 
 from sophia_integrations import SophiaG
@@ -16,32 +16,21 @@ pytestmark = [
     *[pytest.mark.filterwarnings(f) for f in FILTERS],
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
-CHAT = (
-    "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant {% endif %}"
-)
 ROWS = 40
-
-
-def conversation(number):
-    asked, answered = sentence(number, 3 + number % 4), sentence(number + 5, 4)
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A pretrained model and its tokenizer, in a folder."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = save_tiny_language_model(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
+    save_tiny_chat_model(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory):
     path = tmp_path_factory.mktemp("chats") / "train.jsonl"
-    path.write_text("\n".join(json.dumps({"messages": conversation(number)}) for number in range(ROWS)))
+    write_chats(path, ROWS)
     return path
 
 
@@ -100,7 +89,7 @@ def test_a_folder_with_a_data_set_is_read_like_a_hub(chats, options):
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize(
     ("peft", "share"),
-    [(None, 0.9), ({"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}, 0.95)],
+    [(None, 0.9), ({"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}, 0.99)],
     ids=["full", "LoRA"],
 )
 def test_a_chat_is_learnt(base, chats, options, peft, share, packing):

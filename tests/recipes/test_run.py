@@ -238,7 +238,7 @@ def test_two_runs_in_one_folder_are_refused(copy: Path, recipe: Path) -> None:
 
 
 def test_a_refused_optimizer_argument_is_a_sentence(recipe: Path) -> None:
-    with pytest.raises(UserError, match=r"^training\.optim, training\.optim_args: .*rho"):
+    with pytest.raises(UserError, match=r"training\.optim_args: rho must be a number of at least 0"):
         train(recipe, ["training.optim_args=rho=-1"], say=lambda line: None)
     mended = ["training.optim_args=rho=0.1,hessian_interval=2", "training.max_steps=2"]
     assert train(recipe, mended, say=lambda line: None).folder == Path("runs/tiny")  # nothing stood there to lose

@@ -331,3 +331,37 @@ def test_local_folders_are_found_from_anywhere(recipe: Callable[..., Path], llam
     file = recipe("chat")
     folder = train(file, ["model.pretrained=a model", "training.max_steps=1"], say=lambda line: None).folder
     assert f"pretrained: {tmp_path}/a model" in (folder / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["answers", "classify", "classify-lora", "seq2seq", "masked-lm"])
+def test_accumulation_changes_no_gradient(name: str, recipe: Callable[..., Path]) -> None:
+    once = ["training.max_steps=1", "training.logging_steps=1", "training.max_grad_norm=1e9", "training.eval_steps=1"]
+    quiet = [f"model.config.{key}=0.0" for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    quiet = {"masked-lm": quiet, "classify": quiet, "seq2seq": ["model.config.dropout_rate=0.0"]}.get(name, [])
+    quiet = ["model.peft.lora_dropout=0.0"] if name == "classify-lora" else quiet
+    quiet = [f"model.config.{key}_pdrop=0.0" for key in ("resid", "embd", "attn")] if name == "answers" else quiet
+    first = []
+    for rows in (8, 2):
+        split = [f"training.per_device_train_batch_size={rows}", f"training.gradient_accumulation_steps={8 // rows}"]
+        folder = train(recipe(name), [*once, *quiet, *split, f"run_dir=rows{rows}"], say=lambda line: None).folder
+        first.append(next(event for event in read_metrics(folder / "metrics.jsonl") if "loss" in event))
+    whole, parts = first
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=0.1)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=0.6)
+
+
+def test_a_new_head_is_no_reason_to_warn(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    train(recipe("classify-lora"), ["training.max_steps=1"])
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_a_repository_of_data_trains(recipe: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "some data").mkdir()
+    shutil.copy(data / "answers.jsonl", tmp_path / "some data" / "train.jsonl")
+    shutil.copy(data / "held-answers.jsonl", tmp_path / "some data" / "test.jsonl")
+    hub = "data={hub: {path: some data, validation_split: 'test[:10]'}, block_size: 48}"
+    said: list[str] = []
+    folder = train(recipe("answers"), [hub, "training.max_steps=2"], say=said.append).folder
+    assert "train: 120 examples, " in said[3] and "validation: 10 examples, " in said[3]
+    assert f"path: {tmp_path}/some data" in (folder / "recipe.yaml").read_text()
+    assert "is complete" in (train(folder / "recipe.yaml", say=said.append), said[-1])[1]

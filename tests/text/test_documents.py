@@ -9,7 +9,8 @@ import pytest
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.text.files import absolute_globs, kind_of, matches
-from sophia_integrations.text.source import Source, held_out, load_source
+from sophia_integrations.text.source import Source, load_source
+from sophia_integrations.text.split import held_out
 
 
 def places(source: Source, split: str) -> list[str]:

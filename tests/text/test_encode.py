@@ -239,6 +239,9 @@ def test_a_stream_is_endless_and_the_same_again(prepared: Callable[..., Prepared
     other = streamed(prepared(rows, block_size=3, task="pretrain", streaming=True, seed=4), 12)
     assert [tuple(row.tolist()) for row in other] != passes[0]
     assert data.describe().startswith("train: a stream, read and tokenized while training\nvalidation: 12 documents")
+    empty = prepared([*rows, {"text": ""}], block_size=3, task="pretrain", streaming=True, seed=3)
+    assert len(set(map(tuple, (row.tolist() for row in streamed(empty, 12))))) == 12
+    assert empty.counts["validation"].empty == 1
 
 
 def test_workers_share_the_files_of_a_stream(prepared: Callable[..., Prepared], words: Any, jsonl: Any) -> None:

@@ -244,3 +244,27 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "file" / "cache"))
     assert len(load_source(files=[jsonl(ROWS)], validation_fraction=0.2).train.rows) > 30
+
+
+def test_a_large_table_is_checked_once(
+    jsonl: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sophia_integrations.text import formats, split
+
+    monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(split, "LARGE", 50)
+    file, said, problem, checked = jsonl(ROWS), list[str](), formats.problem, list[Any]()
+    monkeypatch.setattr(formats, "problem", lambda *row: checked.append(row) or problem(*row))
+
+    def load(**settings: Any) -> Source:
+        return load_source(files=[file], task="classify", say=said.append, **{"validation_fraction": 0.2, **settings})
+
+    first, again = load(), load()
+    assert said == ["Rows: checking 60 …"] and len(checked) == 60
+    assert again.digest == first.digest and again.label_counts == first.label_counts
+    assert [contents(again, split) for split in ("train", "validation")] == [
+        contents(first, split) for split in ("train", "validation")
+    ]
+    assert load(validation_fraction=0.3).digest != first.digest and len(checked) == 120
+    jsonl([*ROWS[1:], {"text": "another", "label": 0}])
+    assert load().digest != first.digest and len(checked) == 180

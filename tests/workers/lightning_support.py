@@ -131,6 +131,13 @@ def sophia_of(trainer):
     return next(o for o in trainer.optimizers if isinstance(o, SophiaG))
 
 
+def updates(trainer):
+    """Estimates made; none was dropped."""
+    stats = sophia_of(trainer).stats()
+    assert stats["hessian_skipped"] == 0
+    return stats["hessian_updates"]
+
+
 def hessian_of(trainer, module):
     """ĥ by parameter name after the first estimate."""
     sophia = sophia_of(trainer)

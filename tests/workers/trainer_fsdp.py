@@ -181,6 +181,7 @@ def moved(model):
 
 def plain_fsdp1():
     """A loop of its own under FSDP1, whose ranks mask different numbers of rows."""
+    PartialState(cpu=True, backend="gloo")
     torch.manual_seed(0)
     wrapped = FullyShardedDataParallel(Toy(), device_id=torch.device("cpu"), use_orig_params=True)
     optimizer = SophiaG(wrapped.parameters(), lr=LR, estimator=GaussNewtonBartlett(wrapped, fraction=1.0, units=64))
@@ -211,7 +212,9 @@ RUNS = {
     "accumulation": lambda: through_trainer(3),
     "tied": lambda: through_trainer(1, model=tiny_model()),
     "no-reshard": lambda: through_trainer(1, fsdp_config={"reshard_after_forward": False}),
-    "checkpointing": lambda: through_trainer(1, fsdp_config={"activation_checkpointing": True}),
+    "checkpointing": lambda: through_trainer(
+        1, model=tiny_model("llama", use_cache=False), fsdp_config={"activation_checkpointing": True}
+    ),
     "low-memory-loading": lambda: through_trainer(1, fsdp_config={"cpu_ram_efficient_loading": True}),
     "bf16": lambda: through_trainer(1, bf16=True),
     "compiled": lambda: through_trainer(1, torch_compile=True, torch_compile_backend="aot_eager"),

@@ -104,8 +104,13 @@ def _check_optimizer(training: dict[str, Any], draft: Draft) -> None:
             draft.add(("training", "optim_args"), str(error).removeprefix("optim_args: "))
 
 
-def check_config(config: dict[str, Any], here: Path, task: str, draft: Draft, raw: dict[str, Any]) -> None:
-    """Adds to `draft` every problem of a transformers config: its type, unknown keys, values of another type."""
+def check_config(
+    config: dict[str, Any], here: Path, task: str, draft: Draft, raw: dict[str, Any] | None = None
+) -> None:
+    """Adds to `draft` every problem of a transformers config: its type, unknown keys, values of another type.
+
+    With `raw`, an ``hf`` recipe, a key that belongs elsewhere in it is told so.
+    """
     kind = config.get("model_type")
     if kind is None:
         return draft.add(here, "the key 'model_type' is missing, such as model_type: gpt2", key=True)
@@ -120,7 +125,9 @@ def check_config(config: dict[str, Any], here: Path, task: str, draft: Draft, ra
         if name == "model_type":
             continue
         if name not in known:
-            draft.add((*here, name), unknown_key(name, "model.config", set(known), raw), key=True)
+            near = did_you_mean(name, known)
+            message = f"unknown key{near}" if raw is None else unknown_key(name, "model.config", set(known), raw)
+            draft.add((*here, name), message, key=True)
         else:
             _check_value((*here, name), value, known[name], draft)
     return None

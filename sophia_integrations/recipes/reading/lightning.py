@@ -107,12 +107,12 @@ def _check_spec(spec: dict[str, Any], here: Path, draft: Draft) -> None:
     if not isinstance(arguments, dict):
         return draft.add((*here, "init_args"), f"expected a mapping of keys, found {found(arguments)}")
     _check_arguments(arguments, (*here, "init_args"), known, not more, draft)
-    if not any(part in _GIVEN_LATER for part in here):
+    if not more and not any(part in _GIVEN_LATER for part in here):
         for name, parameter in known.items():
             if parameter.required and name not in arguments and "dict_kwargs" not in spec:
                 draft.add(here, f"the argument {name!r} of {class_path} is missing under init_args", key=True)
     if source is not None and source.path == _CAUSAL_LM and isinstance(arguments.get("config"), dict):
-        check_config(arguments["config"], (*here, "init_args", "config"), "pretrain", draft, {})
+        check_config(arguments["config"], (*here, "init_args", "config"), "pretrain", draft)
     return None
 
 

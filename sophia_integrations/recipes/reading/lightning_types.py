@@ -33,7 +33,7 @@ def check_lightning_types(raw: dict[str, Any], draft: Draft) -> None:
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a class of the user's own lies beside the recipe, as under `python -m`
-    import sophia_integrations.lightning  # noqa: F401  so that its short names are known
+    from ... import lightning  # noqa: F401  so that its short names are known
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -146,9 +146,8 @@ def _reason(error: Exception) -> str:
     """The first line that says something, without the parser's own key and the repeated value."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_FRAME)]
-    return re.sub(
-        r"Expected a <class '(\w+)'>\. Got value:", _expected, (telling or lines or [type(error).__name__])[0]
-    )
+    first = (telling or lines or [type(error).__name__])[0]
+    return re.sub(r"Expected a <class '(\w+)'>\. Got value:", _expected, first)
 
 
 def _expected(match: re.Match[str]) -> str:
@@ -166,10 +165,12 @@ def _check_together(raw: dict[str, Any], draft: Draft) -> None:
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise Built(parser)
 
+    parser: Any = None
     try:
         ParserOnly(run=False, args={}, parser_kwargs={"exit_on_error": False})
     except Built as built:
         parser = built.args[0]
+    assert parser is not None
     config = copy.deepcopy({key: value for key, value in raw.items() if key in _PARTS})
     try:
         parser.parse_object(config)

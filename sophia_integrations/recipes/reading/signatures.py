@@ -47,6 +47,13 @@ def _settable(item: ast.AnnAssign) -> bool:
 
 def annotation(home: Module, node: ast.expr | None, depth: int = 0) -> Any:
     """The type that an annotation's text stands for; `Any` for whatever it does not settle."""
+    try:
+        return _annotation(home, node, depth)
+    except (SyntaxError, ValueError, TypeError):  # what typing would refuse too, or a literal that is a name
+        return Any
+
+
+def _annotation(home: Module, node: ast.expr | None, depth: int) -> Any:
     read: Callable[[ast.expr], Any] = lambda part: annotation(home, part, depth + 1)  # noqa: E731
     if node is None or depth > _DEEPEST:
         return Any
@@ -81,11 +88,11 @@ def _subscripted(read: Callable[[ast.expr], Any], node: ast.Subscript) -> Any:
 def _members(path: str) -> Any:
     source = find(path)
     assert source is not None
-    values = {}
-    for item in source.node.body:
-        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant):
-            values[ast.unparse(item.targets[0])] = item.value.value
-    return enum.Enum(source.node.name, values) if values else Any  # type: ignore[misc]
+    members = [item for item in source.node.body if isinstance(item, ast.Assign)]
+    values = {
+        ast.unparse(item.targets[0]): item.value.value for item in members if isinstance(item.value, ast.Constant)
+    }
+    return enum.Enum(source.node.name, values) if values and len(values) == len(members) else Any  # type: ignore[misc]
 
 
 def _enumeration(source: ClassSource | None) -> Any:
@@ -116,7 +123,7 @@ def parameters(source: ClassSource) -> tuple[dict[str, Parameter], bool]:
             for name, parameter in _signature(owner.module, own).items():
                 found.setdefault(name, parameter)
             if own.args.kwarg is None:
-                return found, False
+                return found, bool(own.decorator_list)
             for name in _popped(own):
                 found.setdefault(name, Parameter(Any, required=False))
         elif any("dataclass" in ast.unparse(decorator) for decorator in owner.node.decorator_list):

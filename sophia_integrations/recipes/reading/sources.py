@@ -149,7 +149,11 @@ def find(dotted: str) -> ClassSource | None:
 def names(home: Module) -> set[str] | None:
     """What a module defines or imports; None when it may hold more than its text names."""
     found: set[str] = set()
+    if re.search(r"\bglobals\(\)|\bsys\.modules\b", home.text):
+        return None
     for item in home.definitions():
+        if isinstance(item, (ast.With, ast.For, ast.While)):
+            return None
         if isinstance(item, (ast.ClassDef, ast.FunctionDef)):
             if item.name == "__getattr__":
                 return None
@@ -160,12 +164,13 @@ def names(home: Module) -> set[str] | None:
             found |= {
                 node.id for node in ast.walk(item) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             }
-    return None if "*" in found or "sys" in found and "modules" in ast.unparse(home.tree) else found
+    return None if "*" in found else found
 
 
-def _lookup(home: Module, name: str, depth: int = 0) -> ClassSource | None:
-    if depth > _DEEPEST:
+def _lookup(home: Module, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> ClassSource | None:
+    if (home.name, name) in seen or len(seen) > _DEEPEST:
         return None
+    seen |= {(home.name, name)}
     origins: list[tuple[Module, str]] = []
     for item in home.definitions():
         if isinstance(item, ast.ClassDef) and item.name == name:
@@ -175,7 +180,7 @@ def _lookup(home: Module, name: str, depth: int = 0) -> ClassSource | None:
             origin = module(_absolute(home, item)) if name in original or "*" in original else None
             if origin is not None:
                 origins.append((origin, original.get(name, name)))
-    return next((found for origin, called in origins if (found := _lookup(origin, called, depth + 1))), None)
+    return next((found for origin, called in origins if (found := _lookup(origin, called, seen))), None)
 
 
 def _assigns(item: ast.stmt, name: str) -> bool:
@@ -191,6 +196,7 @@ def _absolute(home: Module, item: ast.ImportFrom) -> str:
 
 
 def named(home: Module, node: ast.expr) -> ClassSource | None:
+    """The class that a name or a dotted name in a module's text means; None when the text does not settle it."""
     if isinstance(node, ast.Name):
         return _lookup(home, node.id)
     if isinstance(node, ast.Attribute):

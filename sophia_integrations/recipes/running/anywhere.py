@@ -1,4 +1,4 @@
-"""Reading a recipe on a machine that is not the one it is meant for: without a GPU nothing of it is refused for that."""
+"""Reading a recipe away from the machine it is meant for: nothing is refused because this one has no GPU."""
 
 from __future__ import annotations
 

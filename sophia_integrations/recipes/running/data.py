@@ -28,7 +28,7 @@ def load_data(
     Raises:
         UserError: the data cannot be read, or is not what the run in `folder` began with.
     """
-    source = load_source(**recipe.data.model_dump(include=_SOURCE), task=recipe.task)
+    source = load_source(**recipe.data.model_dump(include=_SOURCE), task=recipe.task, say=say)
     if source.skipped:
         say(f"Skipping {len(source.skipped)} files that are not text in their declared encoding.")
     stored = folder.tokenizer.is_dir()

@@ -34,24 +34,23 @@ def dry_run(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
     folder.require_same(asked)
     settings = folder_and_settings(adapted)[1]
     if draft.framework == "lightning":
-        from .lightning_dry_run import build
+        from .lightning_dry_run import build_plan
     else:
-        build = _build
+        build_plan = _build_plan
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
         aside = RunFolder(Path(place) / "run", folder.setting)
         aside.path.mkdir()
-        build(settings, aside, folder, say)
+        build_plan(settings, aside, folder, say)
     say("Nothing was trained, and no run folder written.")
 
 
-def _build(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object]) -> None:
+def _build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object]) -> None:
     from ..reading.schema import Recipe
     from .batch_text import describe_batch, first_batch
     from .data import load_data
-    from .disk import require_room
     from .memory import optimizer_maker, weigh
     from .model import empty_model
-    from .plan import Batch, Plan, checkpoints_kept, length_of, memory, passes_of
+    from .plan import Batch, Plan, checkpoints_kept, disk_in_words, length_of, passes_of
     from .run import refused_optimizer
     from .trainer import build_arguments
 
@@ -78,14 +77,8 @@ def _build(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: C
         passes_of(optimizer, recipe.training),
         checkpoints_kept(arguments, length),
     )
-    for line in plan.describe():
+    for line in [*plan.describe(), disk_in_words(plan, folder)]:
         say(line)
-    place = folder.path.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = require_room(place, plan.disk, folder.setting)
-    say(f"disk: {memory(plan.disk)} for up to {plan.kept} checkpoint(s), one more while it is written, and the model, "
-        f"in {folder.path} ({memory(free)} free)")  # fmt: skip
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)

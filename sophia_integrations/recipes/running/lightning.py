@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .lightning_checkpoints import LightningCheckpoint
     from .lightning_watch import RunMetrics
 
+_OURS = __name__.partition(".")[0]
+_LIBRARIES = ("lightning", "jsonargparse", "transformers", "peft", "huggingface_hub", "argparse")
 _NOISE = (
     "LightningCLI's args parameter", ".*does not have many workers", ".*exists and is not empty",
     ".*isinstance.treespec, LeafSpec",
@@ -42,12 +44,12 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
         processes: all of them call this.
         say: receives the lines for the reader.
     """
-    with _quiet():
+    with quiet():
         return _run(folder, settings, processes, say)
 
 
 def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
-    from .lightning_checkpoints import LightningCheckpoint, last_good_lightning
+    from .lightning_checkpoints import KeptInFolder, LightningCheckpoint, last_good_lightning
     from .lightning_finish import evaluate, finish
     from .lightning_watch import RunMetrics, StopOnSignal, Stopped
 
@@ -58,8 +60,8 @@ def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say:
     found = processes.first(find)
     checkpoint = LightningCheckpoint(Path(found[0]), found[1]) if found else None
     watch, metrics = SignalWatch(processes), RunMetrics(EventFile(folder.metrics), processes.main)
-    cli = _build(for_this_run(settings, folder), [metrics, StopOnSignal(watch, folder)])
-    _keep_checkpoints_in(folder, cli)
+    callbacks = [KeptInFolder(folder.checkpoints), metrics, StopOnSignal(watch, folder)]
+    cli = build(for_this_run(settings, folder), callbacks)
     _prepare_data(cli, folder, processes, say)
     processes.first(lambda: require_room(folder.path, _checkpoint_bytes(cli), RUN_DIR))
     say(_describe(cli, settings))
@@ -86,7 +88,7 @@ def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say:
     return 0
 
 
-def _build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
+def build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
     """Model, data and Trainer, by LightningCLI."""
     from ...lightning.cli import SophiaCLI
 
@@ -100,12 +102,6 @@ def _build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
             trainer_defaults={"callbacks": callbacks},
             parser_kwargs={"exit_on_error": False},
         )
-
-
-def _keep_checkpoints_in(folder: RunFolder, cli: SophiaCLI) -> None:
-    for callback in cli.trainer.checkpoint_callbacks:
-        if getattr(callback, "dirpath", "") is None:
-            callback.dirpath = os.path.realpath(folder.checkpoints)
 
 
 def _prepare_data(cli: SophiaCLI, folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> None:
@@ -175,22 +171,23 @@ def _as_sentence(here: Callable[[], bool] = lambda: True) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, argparse.ArgumentError) as error:
-        if not here() or disk_trouble(error) or not _of_a_library(error):
+        package = _package(error)
+        if not here() or disk_trouble(error) or package not in (_OURS, *_LIBRARIES):
             raise
-        raise UserError(reason(error)) from None
+        raise UserError(str(error) if package == _OURS else reason(error)) from None
 
 
-def _of_a_library(error: BaseException) -> bool:
+def _package(error: BaseException) -> str:
+    """Whose code raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    known = ("sophia_integrations", "lightning", "jsonargparse", "transformers", "peft", "huggingface_hub", "argparse")
-    return name.partition(".")[0] in known
+    return name.partition(".")[0]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's own lines of information and the warnings that a run folder answers."""
     from transformers.utils.logging import disable_progress_bar
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ...errors import UserError
 from .checkpoints import free_name
@@ -39,6 +42,31 @@ def last_good_lightning(folder: Path, processes: int, say: Callable[[str], objec
             _require_processes(state, folder, processes)
             return LightningCheckpoint(path, steps[path])
     return None
+
+
+class KeptInFolder(Callback):
+    """Keeps the checkpoints of every `ModelCheckpoint` in the run folder, also after the folder was moved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.path.realpath(folder)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "dirpath", "") is None:
+                callback.dirpath = self.folder
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes what a `ModelCheckpoint` remembers name the files that there are."""
+        for state in (checkpoint.get("callbacks") or {}).values():
+            if isinstance(state, dict) and {"dirpath", "best_k_models"} <= state.keys():
+                state["dirpath"] = self.folder
+                known = {self._here(path): score for path, score in state["best_k_models"].items()}
+                state["best_k_models"] = {path: score for path, score in known.items() if os.path.exists(path)}
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = self._here(state.get(name) or "")
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.folder, os.path.basename(path)) if path else ""
 
 
 def _read(path: Path, say: Callable[[str], object], *, whole: bool) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ def evaluate(cli: SophiaCLI, checkpoint: LightningCheckpoint | None = None) -> N
 
     from .lightning import safely
 
-    if not is_overridden("validation_step", cli.model) or not cli.trainer.limit_val_batches:
+    has_data = any(is_overridden("val_dataloader", owner) for owner in (cli.model, cli.datamodule) if owner)
+    if not (has_data and is_overridden("validation_step", cli.model) and cli.trainer.limit_val_batches):
         return
     options: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
     if checkpoint is not None:

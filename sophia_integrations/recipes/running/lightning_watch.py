@@ -80,7 +80,7 @@ class RunMetrics(Callback):
         if isinstance(loss, torch.Tensor):
             # Lightning has divided the loss by the length of the window
             scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._loss = self._loss + loss.detach() * scale
+            self._loss = self._loss + loss.detach().float() * scale
             self._micro_batches += 1
         self._tokens = self._tokens + _tokens(batch)
         self.epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...text.prepare import Prepared
-from ...text.tokenizer import padding
+from ...text.tokenizer import padding, why_not_loaded
 from ..reading.schema import Model
 from .tasks import TASKS, Task
 
@@ -65,8 +67,7 @@ def empty_model(wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, da
 
 
 def _not_loaded(wanted: Model, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
-    return UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {reason}")
+    return UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {why_not_loaded(error)}")
 
 
 def _labels(data: Prepared) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def _pretrained(
     if labels:
         options["ignore_mismatched_sizes"] = True  # a head for other labels is replaced by a new one
     try:
-        model = getattr(transformers, row.auto_class).from_pretrained(wanted.pretrained, **options).float()
+        with _without_report() if labels else contextlib.nullcontext():
+            model = getattr(transformers, row.auto_class).from_pretrained(wanted.pretrained, **options).float()
     except (OSError, ValueError) as error:
         raise _not_loaded(wanted, error) from None
     rows = model.get_input_embeddings().weight.shape[0]
@@ -119,6 +121,19 @@ def _pretrained(
     if labels and model.config.pad_token_id is None:
         model.config.pad_token_id = padding(tokenizer)  # decoders find the end of a row by it
     return model
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without the table of weights that are new: a classifier's head always is."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _adapted(model: PreTrainedModel, words: dict[str, Any], row: Task) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .disk import require_room
+from .folder import RunFolder
 from .memory import Weight
 
 
@@ -107,6 +109,18 @@ class Plan:
         yield self.length.describe(self.batch)
         if self.passes is not None:
             yield self.passes.describe(self.length.steps)
+
+
+def disk_in_words(plan: Plan, folder: RunFolder) -> str:
+    """What a plan needs of the disk of its run folder; raises `UserError` when that has less."""
+    place = folder.path.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free = require_room(place, plan.disk, folder.setting)
+    return (
+        f"disk: {memory(plan.disk)} for up to {plan.kept} checkpoint(s), one more while it is written, and the model, "
+        f"in {folder.path} ({memory(free)} free)"
+    )
 
 
 def size_in_words(weight: Weight) -> str:

@@ -27,10 +27,26 @@ class RecipeTrainer(Trainer):
     processes: Processes
     running_loss: float | None = None
     _saving = False
+    _kept: int | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; checkpoints are deleted here alone, and the newest never."""
+        self._kept, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = self._kept
 
     def load_weights(self, checkpoint: str) -> None:
         """Gives the model the weights, or the adapters, of a checkpoint."""
         self._load_from_checkpoint(checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored once: that its other name is missing is no news."""
+        if set(load_result.missing_keys) <= set(getattr(self.model, "_tied_weights_keys", None) or ()):
+            self.model.tie_weights()
+            load_result.missing_keys.clear()
+        super()._issue_warnings_after_load(load_result)
 
     @property
     def _aside(self) -> Path:
@@ -68,7 +84,7 @@ class RecipeTrainer(Trainer):
         _flush_folder(folder)
         shutil.rmtree(folder / f"{_REPLACED}{target.name}", ignore_errors=True)
         best = self.state.best_model_checkpoint
-        drop_oldest(folder, self.args.save_total_limit, Path(best).name if best else None)
+        drop_oldest(folder, self._kept, Path(best).name if best else None)
 
 
 def drop_oldest(folder: Path, keep: int | None, best: str | None = None) -> None:

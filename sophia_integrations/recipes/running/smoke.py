@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INPUTS = "inputs"
 STEPS, INTERVAL = 8, 3  # estimates at steps 1, 4 and 7
-_ROWS, _LENGTH, _LONGEST = 4, 64, 256
+ROWS, LENGTH, LONGEST = 4, 64, 256
 _ONLY_ELSEWHERE = {
     "fp16", "fp16_full_eval", "bf16_full_eval", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "deepspeed", "fsdp", "fsdp_config", "use_liger_kernel", "push_to_hub", "hub_model_id", "hub_token", "ddp_backend",
@@ -50,12 +50,15 @@ def smoke(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[
     if processes.count > 1:
         raise UserError("--smoke runs in one process; start it without torchrun or accelerate launch")
     require_packages()
+    from transformers.utils.logging import disable_progress_bar
+
     draft, adapted = read_anywhere(file, overrides)
     lightning = draft.framework == "lightning"
     require_packages_of(lightning)
     folder, settings = folder_and_settings(adapted)
     target = RunFolder(folder.path.with_name(f"{folder.path.name}-smoke"), folder.setting)
     _clear(target)
+    disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="sophia-smoke-") as place:
         if lightning:
             from .smoke_lightning import miniature
@@ -112,17 +115,14 @@ def _shrink_data(data: dict[str, Any], rows: Sample, place: Path, changes: list[
         data.pop(key, None)
     data.update({key: [str(place / name) for name in names] for key, names in rows.write(place).items()})
     data["format"] = rows.format
-    length = min(data["block_size"], _LENGTH if rows.format == "text" else _LONGEST)
+    length = min(data["block_size"], LENGTH if rows.format == "text" else LONGEST)
     if length < data["block_size"]:
         changes.append(f"data.block_size: {data['block_size']} → {length}")
         data["block_size"] = length
 
 
 def _shrink_model(small: dict[str, Any], task: str, rows: Sample, place: Path, changes: list[str]) -> None:
-    from transformers import AutoConfig
-
-    from .smoke_model import VOCABULARY, smoke_model, smoke_tokenizer
-    from .tiny import shrink
+    from .smoke_model import VOCABULARY, small_config, smoke_model, smoke_tokenizer
 
     model, tokenizer = small["model"], small.get("tokenizer") or {}
     if "train" in tokenizer:
@@ -142,8 +142,7 @@ def _shrink_model(small: dict[str, Any], task: str, rows: Sample, place: Path, c
         small["model"], more = smoke_model(model, task, words, _made(place, "m"))
         changes.extend(more)
     else:
-        config = model["config"]
-        model["config"], sizes = shrink(config, AutoConfig.for_model(**config).to_dict())
+        model["config"], sizes = small_config(model["config"], task)
         if model["config"].pop("vocab_size", None) is not None:
             sizes.append("vocab_size as the tokenizer's")
         changes.extend([f"model.config: {', '.join(sizes)}"] if sizes else [])
@@ -154,7 +153,7 @@ def _shrink_training(training: dict[str, Any], changes: list[str]) -> dict[str, 
     dropped = [key for key in training if key in _ONLY_ELSEWHERE and training[key] not in (None, False, 0, "no")]
     if dropped:
         changes.append(f"training: without {', '.join(dropped)}")
-    rows = min(_ROWS, small.get("per_device_train_batch_size", 8))
+    rows = min(ROWS, small.get("per_device_train_batch_size", 8))
     small.update(
         use_cpu=True,
         max_steps=STEPS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from ...text import formats
 from ...text.documents import read_documents, standard_library
 from ...text.files import find, kind_of
 from ...text.rows import Row, StreamRows, column_names, read_files, read_hub
-from ...text.source import require_good
+from ...text.split import require_good
 
 _ROWS, _HELD = 160, 16
 _DOCUMENT, _TEXT = 4_000, 120_000  # characters kept of a document, and of all
@@ -51,9 +52,9 @@ def sample(data: Mapping[str, Any], task: str) -> Sample:
     except _NotHere as error:
         names = (columns or {}).keys()
         format = formats.choose_format(task, format, names, columns)
-        texts = (row.values["text"] for row in standard_library()[0])
-        made = made_up_rows(format, texts, _ROWS)
-        return Sample(format, made[_HELD:], made[:_HELD], f"{error}; made-up rows of format {format} take its place")
+        made = made_up_rows(format, (row.values["text"] for row in _library()), _ROWS)
+        note = f"{hub['path']} {why(error)}; made-up rows of format {format} take its place"  # type: ignore[index]
+        return Sample(format, made[_HELD:], made[:_HELD], note)
     taken = _take(rows, format)
     if hub is not None and hub.get("validation_split") or data.get("validation_files"):
         held_data = {**data, "files": data.get("validation_files")}
@@ -87,11 +88,23 @@ def _rows(
             return iter(read_documents(paths[:_ROWS])), formats.choose_format(task, format, None, columns), note
         table, where = read_files(paths, kind, streaming=True)
     else:
-        return iter(standard_library()[0]), formats.choose_format(task, format, None, columns), "the standard library"
+        return iter(_library()), formats.choose_format(task, format, None, columns), "the standard library"
     names = column_names(table)
     chosen = formats.choose_format(task, format, names, columns)
     stream = StreamRows(table, formats.choose_columns(chosen, names, columns, note), where)
     return iter(stream), chosen, note
+
+
+@functools.cache
+def _library() -> list[Row]:
+    return standard_library()[0]
+
+
+def why(error: BaseException) -> str:
+    """Why something pretrained or of the hub cannot be had, in a few words."""
+    text = str(error).strip().splitlines()[0]
+    offline = any(sign in text for sign in ("couldn't connect", "Couldn't reach", "OfflineMode", "offline mode"))
+    return "is not on this machine" if offline else f"cannot be loaded ({text})"
 
 
 def _hub(hub: Mapping[str, Any]) -> tuple[Any, Callable[[int], str]]:

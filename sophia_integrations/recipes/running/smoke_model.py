@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from ...text.cache import digest
 from ...text.rows import Row
 from ...text.source import Side, Source
 from ...text.tokenizer import load_tokenizer, padding, train_tokenizer
-from .smoke_data import Sample
+from .smoke_data import Sample, why
 from .tasks import TASKS
 from .tiny import guess_family, shrink
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VOCABULARY = 512
+_LARGEST = 50_000_000  # parameters
 _CHAT = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|endoftext|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -42,7 +43,7 @@ def smoke_tokenizer(
         tokenizer = train_tokenizer(source, VOCABULARY, 2, lambda line: None, task)
         if rows.format == "chat":
             tokenizer.chat_template = _CHAT
-        note = f"{error}; one of {len(tokenizer)} tokens, trained on the rows, takes its place"
+        note = f"tokenizer: {place} {why(error)}; one of {len(tokenizer)} tokens, trained on the rows, takes its place"
     tokenizer.save_pretrained(folder)
     return tokenizer, note
 
@@ -63,19 +64,15 @@ def smoke_model(
     except (OSError, ValueError) as error:
         family = guess_family(place, task, (peft or {}).get("target_modules"), _families(task))
         config = transformers.AutoConfig.for_model(family)
-        reason = str(error).strip().splitlines()[0]
-        changes.append(
-            f"model.pretrained: {place} is not on this machine ({reason}); a random {family} takes its place"
-        )
-    known = config.to_dict()
-    small, sizes = shrink(known, known)
-    small.pop("vocab_size", None)
+        changes.append(f"model.pretrained: {place} {why(error)}; a random {family} takes its place")
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
-    config = type(config)(**{**small, **ids, "pad_token_id": padding(tokenizer), "vocab_size": len(tokenizer)})
-    if task == "seq2seq" and config.decoder_start_token_id is None:
-        config.decoder_start_token_id = padding(tokenizer)
+    ids |= {"pad_token_id": padding(tokenizer), "vocab_size": len(tokenizer)}
+    if task == "seq2seq" and getattr(config, "decoder_start_token_id", None) is None:
+        ids["decoder_start_token_id"] = padding(tokenizer)
+    known = {**config.to_dict(), **ids}
+    small, sizes = shrink(known, known, lambda values: runs(lambda: type(config)(**values), task))
     torch.manual_seed(0)
-    model = getattr(transformers, TASKS[task].auto_class).from_config(config)
+    model = getattr(transformers, TASKS[task].auto_class).from_config(type(config)(**small))
     model.save_pretrained(folder)
     if sizes:
         changes.append(f"model: {', '.join(sizes)}")
@@ -85,8 +82,49 @@ def smoke_model(
         wrong = _missing_modules(model, peft.get("target_modules"))
         if wrong:
             peft["target_modules"] = "all-linear"
+            peft["fan_in_fan_out"] = any(type(module).__name__ == "Conv1D" for module in model.modules())
             changes.append(f"model.peft.target_modules: all-linear, as {type(model).__name__} has no {wrong}")
     return section, changes
+
+
+def small_config(config: dict[str, Any], task: str, vocabulary: int = VOCABULARY) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's ``model.config`` with small sides, and the changes."""
+    from transformers import AutoConfig
+
+    more = {"pad_token_id": 0, **({"decoder_start_token_id": 0} if task == "seq2seq" else {})}
+
+    def works(values: dict[str, Any]) -> bool:
+        return runs(lambda: AutoConfig.for_model(**{**more, **values, "vocab_size": vocabulary}), task)
+
+    return shrink(config, AutoConfig.for_model(**config).to_dict(), works)
+
+
+def runs(make_config: Callable[[], Any], task: str) -> bool:
+    """Whether a model of a config is small, can be made, and reads a few tokens."""
+    import torch
+    import transformers
+
+    make = getattr(transformers, TASKS[task].auto_class).from_config
+    try:
+        config = make_config()
+        with torch.device("meta"):
+            if sum(parameter.numel() for parameter in make(config).parameters()) > _LARGEST:
+                return False
+        model = make(config).eval()
+        ids = torch.full((1, 8), 5)
+        ids[0, -1] = next(iter(_ends(config)), 5)
+        with torch.no_grad():
+            mask = torch.ones_like(ids)
+            model(input_ids=ids, attention_mask=mask, **({"labels": ids} if task == "seq2seq" else {}))
+    except Exception:  # a config's or a model's own assertions, or those of its layers
+        return False
+    return True
+
+
+def _ends(config: Any) -> list[int]:
+    """The token that ends a text, which some classifiers look for."""
+    end = getattr(config, "eos_token_id", None)
+    return [end] if isinstance(end, int) and 0 <= end < config.vocab_size else []
 
 
 def _families(task: str) -> set[str]:

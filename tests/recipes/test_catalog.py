@@ -1,0 +1,197 @@
+"""The shipped recipes: found by name or path, listed, copied, shown, and described by a schema for editors."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_integrations.cli import main
+from sophia_integrations.errors import UserError
+from sophia_integrations.recipes import catalog
+from sophia_integrations.recipes.reading.json_schema import recipe_schema
+from sophia_integrations.recipes.reading.loader import read
+
+ROOT = Path(__file__).parents[2]
+STDLIB = ROOT / "recipes" / "hf" / "pretrain-gpt2-stdlib.yaml"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["hf/pretrain-gpt2-stdlib", "hf/pretrain-gpt2-stdlib.yaml", "recipes/hf/pretrain-gpt2-stdlib.yaml", str(STDLIB)],
+)
+def test_a_recipe_has_a_name_and_a_path(wanted: str) -> None:
+    assert catalog.find(wanted) == STDLIB
+
+
+def test_a_file_of_the_users_comes_first() -> None:
+    own = Path("recipes/hf/pretrain-gpt2-stdlib.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("framework: hf\n")
+    assert catalog.find(str(own)) == own
+    assert catalog.find("hf/pretrain-gpt2-stdlib") == STDLIB
+
+
+def test_the_last_part_of_a_name_is_enough_where_no_other_ends_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"hf/one": Path("1"), "hf/two": Path("2"), "lightning/two": Path("3")}
+    monkeypatch.setattr(catalog, "names", lambda: known)
+    assert catalog.find("one") == Path("1")
+    with pytest.raises(UserError, match=r"^two: several recipes have this name: hf/two, lightning/two; give the whole"):
+        catalog.find("two")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("hf/pretrain-gpt2-stdlb", r"there is no such recipe; the nearest one is hf/pretrain-gpt2-stdlib \(sophia ls"),
+        ("a\0b", "there is no such recipe"),
+        ("x" * 300, "File name too long"),
+        (".", r"^\.: this is a folder, a recipe is a YAML file; it holds own\.yaml$"),
+    ],
+)
+def test_what_is_no_recipe(wanted: str, message: str) -> None:
+    Path("own.yaml").write_text("a: 1\n")
+    with pytest.raises(UserError, match=message):
+        catalog.find(wanted)
+
+
+def test_ls_says_what_each_recipe_is_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "TASK", "FRAMEWORK", "SIZE", "TIME", "NEEDS"]
+    assert [row.split()[0] for row in rows] == list(catalog.names())
+    row = next(row for row in rows if row.startswith("hf/pretrain-gpt2-stdlib "))
+    assert "pretrain" in row and "CPU" in row and "offline" in row
+    narrow = catalog.listing(60).splitlines()
+    assert len(narrow) == 2 * len(rows) and max(map(len, narrow)) <= 60
+
+
+@pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
+def test_every_header_says_what_the_recipe_is_and_how_to_run_it(entry: catalog.Entry) -> None:
+    assert entry.title.endswith(".") and entry.size and entry.time and entry.needs
+    assert entry.task == (read(entry.file).parsed.value.get("task") or entry.task)
+    text = entry.file.read_text(encoding="utf-8")
+    assert any(line.startswith(f"#   sophia train recipes/{entry.name}.yaml") for line in text.splitlines())
+
+
+def test_cp_copies_a_recipe_with_its_base_and_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cp", "hf/pretrain-gpt2-stdlib", "mine/own.yaml"]) == 0
+    assert capsys.readouterr().out == "mine/own.yaml\n"
+    text = Path("mine/own.yaml").read_text(encoding="utf-8")
+    assert "#   sophia train mine/own.yaml\n" in text
+    read("mine/own.yaml").raise_problems()
+    assert main(["cp", "hf/pretrain-gpt2-stdlib", "mine/own.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "mine/own.yaml is already there; choose another place: sophia cp hf/pretrain-gpt2-stdlib DEST\n"
+    )
+    assert main(["cp", "hf/pretrain-gpt2-stdlib"]) == 0
+    assert Path("pretrain-gpt2-stdlib.yaml").is_file()
+
+
+def test_cp_keeps_a_recipe_beside_its_base() -> None:
+    Path("from/under").mkdir(parents=True)
+    Path("from/under/base.yaml").write_text(STDLIB.read_text(encoding="utf-8"))
+    Path("from/own.yaml").write_text("base: under/base.yaml  # what it is laid over\nsample: null\n")
+    Path("to").mkdir()
+    assert catalog.copy("from/own.yaml", "to") == [Path("to/own.yaml"), Path("to/base.yaml")]
+    draft = read("to/own.yaml")
+    draft.raise_problems()
+    assert draft.base == Path("to/base.yaml") and draft.recipe is not None and draft.recipe.sample is None
+    assert catalog.copy("from/own.yaml", "to/other.yaml") == [Path("to/other.yaml")]
+
+
+def test_a_base_of_the_same_name_is_not_overwritten() -> None:
+    Path("from/under").mkdir(parents=True)
+    Path("from/under/base.yaml").write_text("framework: hf\n")
+    Path("from/own.yaml").write_text("base: under/base.yaml\n")
+    Path("base.yaml").write_text("something else\n")
+    with pytest.raises(UserError, match=r"^base\.yaml is already there"):
+        catalog.copy("from/own.yaml")
+    assert not Path("own.yaml").exists()
+
+
+def test_show_names_the_origin_of_each_value(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("base.yaml").write_text(STDLIB.read_text(encoding="utf-8"))
+    Path("own.yaml").write_text("base: base.yaml\ntraining:\n  max_steps: 7\n")
+    assert main(["show", "own.yaml", "training.seed=3"]) == 0
+    shown = capsys.readouterr().out
+    lines = dict(line.strip().split("  # ") for line in shown.splitlines() if "  # " in line)
+    origin = {text.strip(): place for text, place in lines.items()}
+    number = STDLIB.read_text(encoding="utf-8").splitlines().index("task: pretrain") + 1
+    assert origin["max_steps: 7"] == "own.yaml:3"
+    assert origin["seed: 3"] == "argument 1"
+    assert origin["task: pretrain"] == f"base.yaml:{number}"
+    assert origin["min_frequency: 2"] == "default"
+    Path("again.yaml").write_text(shown)
+    assert read("again.yaml").recipe == read("own.yaml", ["training.seed=3"]).recipe
+
+
+def test_show_refuses_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "hf/pretrain-gpt2-stdlib", "training.max_stps=7"]) == 2
+    assert "did you mean 'max_steps'?" in capsys.readouterr().err
+
+
+class TestSchema:
+    """recipes/schema.json, which the recipes point editors to."""
+
+    shipped = json.loads((ROOT / "recipes" / "schema.json").read_text(encoding="utf-8"))
+
+    def test_it_is_up_to_date(self) -> None:
+        made = recipe_schema()
+        if f"transformers {metadata.version('transformers')}" not in self.shipped["$comment"]:
+            for schema in (made, self.shipped):  # it was made with another version: only our own keys are compared
+                del schema["properties"]["training"], schema["$comment"]
+                del schema["$defs"]["Model"]["properties"]["config"], schema["$defs"]["Model"]["properties"]["peft"]
+        assert made == self.shipped, "run: sophia schema recipes/schema.json"
+
+    @pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
+    def test_recipes_fit_it_and_point_to_it(self, entry: catalog.Entry) -> None:
+        if entry.framework == "hf":
+            fits(read(entry.file).parsed.value, self.shipped, self.shipped)
+            line = "# yaml-language-server: $schema=../schema.json"
+            assert line in entry.file.read_text(encoding="utf-8").splitlines()
+
+    def test_it_knows_typos(self) -> None:
+        for key, value in (("optim", "sofia"), ("max_steps", "x"), ("max_stps", 3)):
+            with pytest.raises(AssertionError):
+                fits({"framework": "hf", "training": {key: value}}, self.shipped, self.shipped)
+
+    def test_it_is_written_to_a_file(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["schema"]) == 0
+        assert json.loads(capsys.readouterr().out)["properties"]["training"]["properties"]["optim"]
+        assert main(["schema", "s.json"]) == 0
+        assert json.loads(Path("s.json").read_text())["type"] == "object"
+
+
+KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str, "null": type(None), "object": dict,
+         "array": list}  # fmt: skip
+
+
+def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
+    """The part of JSON Schema that the schema uses."""
+    if "$ref" in schema:
+        return fits(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in schema:
+        failures = []
+        for option in schema["anyOf"]:
+            try:
+                return fits(value, option, root)
+            except AssertionError as failure:
+                failures.append(failure)
+        raise AssertionError(failures)
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        assert any(
+            isinstance(value, KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool)) for kind in kinds
+        )
+    if "enum" in schema or "const" in schema:
+        assert value in schema.get("enum", [schema.get("const")])
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        assert schema.get("additionalProperties", True) or value.keys() <= known.keys(), value.keys() - known.keys()
+        for key, item in value.items():
+            fits(item, known.get(key, {}), root)
+    return None
