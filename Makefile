@@ -10,7 +10,7 @@ READY = $(VENV)/.installed
 .PHONY: help train test test-slow noise finetune wheel-check lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 # The independent oracles of the tests. BackPACK also asks for torchvision, which it never imports: hence --no-deps.
 ORACLES = backpack-for-pytorch curvlinops-for-pytorch unfoldNd einconv einops jaxtyping linear_operator opt_einsum scipy

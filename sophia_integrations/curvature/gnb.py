@@ -14,10 +14,6 @@ from .reduction import ArrivedTwice, DiagonalSum
 from .sampling import keyed_generator
 from .tap import MicroBatch
 
-FLOAT16_LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
-"""Tried in turn in float16, where small gradients vanish and large ones overflow; the square is scaled back."""
-
-
 class GaussNewtonBartlett(UnitEstimator):
     """ĥ = (Σ_u S_u²) / N, unbiased for the Gauss-Newton diagonal of the mean loss (arXiv 2305.14342, §2.3).
 
@@ -32,6 +28,7 @@ class GaussNewtonBartlett(UnitEstimator):
     """
 
     _squares_on_arrival = True
+    """False once a gradient of this model has come in parts."""
 
     def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
         try:
@@ -41,24 +38,24 @@ class GaussNewtonBartlett(UnitEstimator):
             return super()._sum_of_units(batches, params, step)
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
-        half = self._runs_in_float16(batch)
-        early = self._squares_on_arrival and not (half or total.sharded)
-        scales = FLOAT16_LOSS_SCALES if half else (1.0,)
-        for scale in scales:
-            predictions = self._backward(batch, key, total, counts, scale, early)
-            if scale == scales[-1] or total.gradients_are_finite():
+        for scale in FLOAT16_LOSS_SCALES:
+            predictions, scale_used = self._backward(batch, key, total, counts, scale)
+            if scale_used != scale or scale == FLOAT16_LOSS_SCALES[-1] or total.gradients_are_finite():
                 break
             total.discard_gradients()
-        total.add_squared_gradients(scale)
+        total.add_squared_gradients(scale_used)
         total.count(predictions)
 
     def _backward(
-        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool, scale: float, early: bool
-    ) -> int:
-        """Backward of `scale` × the summed loss at sampled labels; returns the predictions that count.
+        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool, float16_scale: float
+    ) -> tuple[int, float]:
+        """Backward of the summed loss at sampled labels, times `float16_scale` where it runs in float16.
 
-        Without any there is no backward, unless parameters are sharded: other ranks may wait for this one's gradients.
-        `early`: square each gradient as it arrives.
+        Without predictions there is no backward, unless parameters are sharded: other ranks may wait for this one's
+        gradients.
+
+        Returns:
+            The predictions that count, and the factor that the gradients have.
         """
         likelihood = self.readout.likelihood
         with torch.enable_grad():
@@ -73,9 +70,8 @@ class GaussNewtonBartlett(UnitEstimator):
             sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
             predictions = int(likelihood.count(detached, sampled)) if counts else 0
             if predictions or total.sharded:
-                loss = likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)
-                with total.squared_on_arrival(loss) if early else contextlib.nullcontext():
-                    loss.backward()
+                with total.squared_on_arrival() if early else contextlib.nullcontext():
+                    (likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)).backward()
         return predictions
 
     def _runs_in_float16(self, batch: MicroBatch) -> bool:

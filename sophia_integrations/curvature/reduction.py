@@ -15,7 +15,7 @@ from ..optim import Estimate, local
 
 
 class ArrivedTwice(Exception):
-    """A gradient was squared on arrival, and then another part of it came."""
+    """A gradient was squared on arrival, and it was only a part."""
 
 
 class DiagonalSum:
@@ -91,28 +91,24 @@ class DiagonalSum:
         param.grad = None
 
     @contextlib.contextmanager
-    def squared_on_arrival(self, loss: Tensor) -> Iterator[None]:
-        """Around the backward of `loss`: add each gradient's square as it arrives, and let the gradient go.
+    def squared_on_arrival(self) -> Iterator[None]:
+        """Around a unit's backward: add each gradient's square as it arrives, and let the gradient go.
 
-        So a pass holds one gradient at a time, not a second set of them. What comes from a backward inside the
-        backward (reentrant checkpointing) may be a part; it waits in `.grad` for the rest, or for
-        `add_squared_gradients`.
+        So a pass holds one gradient at a time, not a second set of them.
 
         Raises:
-            ArrivedTwice: from the backward, when such a part comes after the rest; this sum is then of no use.
+            ArrivedTwice: from the backward, when the gradient of a parameter comes in parts, as that of a weight shared
+                with reentrant checkpointing does; this sum is then of no use.
         """
-        outermost: list[int] = []
         squared: set[Tensor] = set()
 
         def arrived(param: Tensor) -> None:
             if param in squared:
                 raise ArrivedTwice
-            if torch._C._current_graph_task_id() in outermost:
-                squared.add(param)
-                self._add_square(param, 1.0)
+            squared.add(param)
+            self._add_square(param, 1.0)
 
         hooks = [param.register_post_accumulate_grad_hook(arrived) for param in self._sums if param.requires_grad]
-        hooks.append(loss.register_hook(lambda _: outermost.append(torch._C._current_graph_task_id())))
         try:
             yield
         finally:

@@ -37,6 +37,8 @@ QUIET |= {"enable_model_summary": False, "max_steps": 6, "callbacks": "sophia_in
 @pytest.fixture(autouse=True)
 def no_arguments_of_pytest(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # which Lightning leaves in the environment
+        monkeypatch.setenv(name, "0")
     monkeypatch.chdir(tmp_path)
 
 

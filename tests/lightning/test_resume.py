@@ -7,10 +7,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support import VOCABULARY, run_worker
 from torch import nn
+from torch.utils.data import default_collate
 from workers.lightning_resume import run
-from workers.lightning_support import FILTERS, Classifier, Record, make_trainer, row_loader
+from workers.lightning_support import FILTERS, Classifier, Record, Rows, make_trainer, row_loader
 
 from sophia_integrations.lightning import ExactResume
+from sophia_integrations.lightning.loader import RowLoader
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
 
@@ -75,6 +77,27 @@ def test_any_module_goes_on_exactly_from_the_end_of_an_epoch(tmp_path, saved):
     torch.manual_seed(99)
     fit(resumed, tmp_path / "step=4.ckpt")
     assert len(straight.losses) == 8 and resumed.losses == straight.losses[4:]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_beginning_to_iterate_in_the_middle_of_an_epoch_draws_nothing_more(tmp_path):
+    """A loader that knows its position, and draws a random number when it is opened, as a `DataLoader` does."""
+
+    class Drawing(RowLoader):
+        def __iter__(self):
+            torch.rand(1)
+            return super().__iter__()
+
+    def fit(record, checkpoint=None):
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+        trainer = make_trainer(record, saver, ExactResume(), max_steps=8, enable_checkpointing=True)
+        trainer.fit(Dropped(), Drawing(Rows(32), 8, default_collate, shuffle=True), ckpt_path=checkpoint)
+
+    straight, resumed = Record(), Record()
+    fit(straight)
+    torch.manual_seed(99)
+    fit(resumed, tmp_path / "step=6.ckpt")
+    assert len(straight.losses) == 8 and resumed.losses == straight.losses[6:]
 
 
 def test_each_rank_goes_on_with_its_own_random_numbers(tmp_path):

@@ -83,6 +83,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("*.ckpt"), key=step_of)
 
 
+@pytest.fixture(autouse=True)
+def no_seed_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning puts it into the environment, from where other tests' processes would take it."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+
+
 @pytest.fixture(scope="session")
 def config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("Lightning recipe") / "tiny.yaml"

@@ -200,11 +200,11 @@ class TestBase:
 
     def test_each_problem_names_the_file_that_it_is_in(self, tmp_path: Path) -> None:
         self.write(tmp_path, GOOD.replace("1e-3", "fast").replace("n_layer", "n_layr"))
-        own = "base: under/base.yaml\ntraining:\n  max_stps: 3\n"
+        own = "\n" * 9 + "base: under/base.yaml\ntraining:\n  max_stps: 3\n"
         found = problems(own, tmp_path, "training.seed=x")
         base = tmp_path / "under" / "base.yaml"
         assert found == [
-            "r.yaml:3:3: training.max_stps: unknown key, did you mean 'max_steps'?",
+            "r.yaml:12:3: training.max_stps: unknown key, did you mean 'max_steps'?",
             f"{base}:3:36: model.config.n_layr: unknown key, did you mean 'n_layer'?",
             f"{base}:8:18: training.learning_rate: expected a number, found 'fast' (text)",
             "argument 1 (training.seed=x): training.seed: expected a whole number, found 'x' (text)",
@@ -259,9 +259,9 @@ def test_a_lightning_config_is_known_by_its_shape_or_its_word(tmp_path: Path) ->
         assert draft.config["trainer"]["callbacks"][0]["init_args"] == {"interval": "epoch"}
 
 
-def test_numbers_in_quotes_are_numbers_where_lightning_cli_reads_them_so(tmp_path: Path) -> None:
+def test_what_lightning_cli_takes_besides_values_of_the_type_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
-    file.write_text(LIGHTNING.replace("max_steps: 4", 'max_steps: "4", max_epochs: null'))
+    file.write_text(LIGHTNING.replace("max_steps: 4", 'max_steps: "4", num_nodes: null'))
     read(file).raise_problems()
 
 

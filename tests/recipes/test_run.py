@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -136,22 +135,6 @@ def test_kill_then_resume_is_exact(recipe: Path, sophia: Any, whole_run: tuple[P
     assert losses(folder) == losses(whole_run[0])
 
 
-def test_ctrl_c_saves_and_resumes_exactly(
-    recipe: Path, sophia: Any, whole_run: tuple[Path, str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, cwd=tmp_path)
-    sophia.wait_for(lambda: last_step(folder) >= 25, process)
-    process.send_signal(signal.SIGINT)
-    code, out, err = sophia.finish(process)
-    assert code == 128 + signal.SIGINT, err
-    stop = re.search(r"^Stopped at step (\d+) of 120, checkpoint saved in .*run the same command again\.$", out, re.M)
-    assert stop and (folder / f"checkpoint-{stop[1]}" / "trainer_state.json").is_file()
-    assert "Traceback" not in err
-    train(recipe, say=lambda line: None)
-    assert losses(folder) == losses(whole_run[0])
-
-
 @pytest.mark.parametrize("damage", ["no state", "torn optimizer", "torn weights"])
 def test_a_damaged_checkpoint_is_passed_over(copy: Path, recipe: Path, damage: str) -> None:
     expected = losses(copy)
@@ -219,16 +202,6 @@ def test_too_little_room_is_known_before_training(recipe: Path, monkeypatch: pyt
         train(recipe, say=lambda line: None)
 
 
-def test_a_disk_that_fills_up_ends_in_one_sentence(recipe: Path, sophia: Any, tmp_path: Path) -> None:
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
-
-    code, _, err = sophia.finish(sophia.start("train", recipe, cwd=tmp_path, preexec_fn=small_files))
-    assert code == 2
-    assert err.strip().splitlines()[-1].endswith("it goes on from the last whole checkpoint")
-    assert "Traceback" not in err
-
-
 def test_two_runs_in_one_folder_are_refused(copy: Path, recipe: Path) -> None:
     from sophia_integrations.recipes.running.folder import RunFolder
 
@@ -244,8 +217,8 @@ def test_a_refused_optimizer_argument_is_a_sentence(recipe: Path) -> None:
     assert train(recipe, mended, say=lambda line: None).folder == Path("runs/tiny")  # nothing stood there to lose
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "hf").glob("**/*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_trains(file: Path, corpus: Path) -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "hf").glob("pretrain-*stdlib*.yaml")), ids=lambda p: p.stem)
+def test_the_recipe_of_the_standard_library_learns(file: Path, corpus: Path) -> None:
     small = [
         f"data={{files: ['{corpus}/*.txt'], block_size: 128, validation_fraction: 0.3}}",
         "training.max_steps=12", "training.warmup_steps=0", "training.logging_steps=1", "training.use_cpu=true",

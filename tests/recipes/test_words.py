@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,37 @@ def test_arguments_of_a_class(dotted: str) -> None:
 )
 def test_what_has_no_text_is_not_found(dotted: str) -> None:
     assert sources.find(dotted) is None
+
+
+def test_a_text_that_looks_like_a_function_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "oddly_quoted.py").write_text(
+        'class Odd:\n    """As in\n\n    def f(\n        x)"""\n\n    def __init__(self, size): pass\n'
+    )
+    source = sources.find("oddly_quoted.Odd")
+    assert source is not None and list(signatures.parameters(source)[0]) == ["size"]
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("def __init__(self, a: int, **rest): pass", True),
+        ("def __init__(self, *, a: 'int | None' = None): pass", False),
+        ("@decorated\n    def __init__(self, a: Literal[X]): pass", True),
+        ("def __init__(self, **rest): self.a = rest.pop('a', 1)", True),
+    ],
+)
+def test_constructors(text: str, more: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "constructors_here.py").write_text(f"class One:\n    {text}\n")
+    source = sources.find("constructors_here.One")
+    assert source is not None
+    names, open_ended = signatures.parameters(source)
+    assert list(names) == ["a"] and open_ended == more
+
+
+def test_modules_that_import_each_other_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for one, other in (("ring_a", "ring_b"), ("ring_b", "ring_c"), ("ring_c", "ring_a")):
+        (tmp_path / f"{one}.py").write_text(f"from {other} import *\nfrom {other} import Missing\n")
+    assert sources.find("ring_a.Missing") is None

@@ -84,6 +84,38 @@ def test_only_the_assistant_carries_loss(template: str, prepared: Callable[..., 
     ]  # fmt: skip
 
 
+def smol(end: str, marked: bool) -> str:
+    """A chat template as SmolLM2's, whose turns end in `end`."""
+    said = f"{{{{ message.content }}}}{end}"
+    if marked:
+        assistant = f"{{% generation %}}{said}{{% endgeneration %}}"
+        said = f"{{% if message.role == 'assistant' %}}{assistant}{{% else %}}{said}{{% endif %}}"
+    return (
+        "{% for message in messages %}{% if loop.first and message.role != 'system' %}<|im_start|>system\nHelp."
+        "<|im_end|>\n{% endif %}<|im_start|>{{ message.role }}\n" + said + "{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(("end", "marked"), [("<|im_end|>", False), ("<|im_end|>", True), ("", False)])
+def test_every_byte_that_the_assistant_wrote_carries_loss_and_no_other(end: str, marked: bool) -> None:
+    from sophia_integrations.text.encode import Encoder
+    from sophia_integrations.text.rows import Row
+    from sophia_integrations.text.source import Side, Source
+    from sophia_integrations.text.tokenizer import train_tokenizer
+
+    row = Row("row", chat("Wer? ", "  Ich, Österreich!\n", "Why?", "So."))
+    source = Source("chat", Side([row]), Side([row]), digest="chat")
+    tokenizer = train_tokenizer(source, 260, 2, lambda line: None)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = smol(end, marked)
+    (example,) = Encoder("chat", "finetune", tokenizer, 500)([row])
+    learned = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
+    stop = end or "\n"  # where nothing else ends a turn, the line does
+    assert tokenizer.decode(learned) == f"  Ich, Österreich!\n{stop}So.{stop}"
+    assert tokenizer.decode(example.ids).startswith("<|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\nWer? ")
+
+
 def test_a_conversation_may_begin_with_the_assistant_or_a_system_message(
     prepared: Callable[..., Prepared], words: Any
 ) -> None:
@@ -179,6 +211,8 @@ def test_masks_depend_on_the_batch_alone(prepared: Callable[..., Prepared], word
     items = [data.train[index] for index in range(len(data.train))]
     first, again = data.collate(items), data.collate(items)
     assert all(torch.equal(first[name], again[name]) for name in first)
+    seeded = prepared(rows * 40, block_size=8, task="masked-lm", mask_probability=0.3, seed=1).collate(items)
+    assert not torch.equal(first["labels"], seeded["labels"])
     other = data.collate(items[::-1])
     assert not torch.equal(first["labels"], other["labels"].flip(0))
     chosen = first["labels"] != -100
@@ -242,6 +276,14 @@ def test_a_stream_is_endless_and_the_same_again(prepared: Callable[..., Prepared
     empty = prepared([*rows, {"text": ""}], block_size=3, task="pretrain", streaming=True, seed=3)
     assert len(set(map(tuple, (row.tolist() for row in streamed(empty, 12))))) == 12
     assert empty.counts["validation"].empty == 1
+
+
+def test_a_stream_loses_no_token_between_blocks(prepared: Callable[..., Prepared], words: Any) -> None:
+    texts = {f"{a} {b}" for a in ("one", "two", "three") for b in ("four", "five")}
+    data = prepared([{"text": text} for text in sorted(texts)], block_size=7, task="pretrain", streaming=True)
+    joined = " ".join(token for row in streamed(data, 30) for token in words.convert_ids_to_tokens(row))
+    documents = [text.strip() for text in joined.split("<end>")]
+    assert len(documents) == 71 and set(documents[:-1]) == texts
 
 
 def test_workers_share_the_files_of_a_stream(prepared: Callable[..., Prepared], words: Any, jsonl: Any) -> None:

@@ -1,5 +1,6 @@
 """Two gloo ranks train with dropout, each from its own random state; a second Trainer goes on from the middle."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from workers.lightning_support import Record, causal_lm, make_trainer, token_rows
 
 warnings.simplefilter("ignore")
+os.environ.pop("PL_GLOBAL_SEED", None)  # with which Lightning would give both ranks the same masks
 out = Path(sys.argv[1])
 
 

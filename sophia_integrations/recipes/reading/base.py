@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
+from typing import Any
 
-from .yaml_places import Parsed, Path, parse_file
+from .yaml_places import Parsed, parse_file
 
 KEY = "base"
 
 
-def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
+def lay_over_base(recipe: Parsed, file: Path) -> Path | None:
     """Replaces `recipe` by its base with `recipe` laid over it, both with their own places; returns the base's file.
 
     Mappings are merged, everything else is replaced.  The path of the base is relative to `file`.  What is wrong with
@@ -43,20 +44,12 @@ def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
 
 def _lay(under: Parsed, over: Parsed) -> None:
     """Merges into `over`, whose places win wherever it says something."""
-    replaced: list[Path] = []
+    over.value = _merged(under.value, over.value)
+    over.keys = {**under.keys, **over.keys}
+    over.values = {**under.values, **over.values}
+    over.unread |= under.unread
 
-    def merge(lower: dict, upper: dict, path: Path) -> dict:
-        merged = dict(lower)
-        for key, value in upper.items():
-            here = (*path, key)
-            if isinstance(value, dict) and isinstance(lower.get(key), dict):
-                merged[key] = merge(lower[key], value, here)
-            else:
-                replaced.append(here)
-                merged[key] = value
-        return merged
 
-    over.value = merge(under.value, over.value, ())
-    for lower, upper in ((under.keys, over.keys), (under.values, over.values)):
-        kept = {path: place for path, place in lower.items() if not any(path[: len(cut)] == cut for cut in replaced)}
-        upper.update({**kept, **upper})
+def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    both = {key for key, value in upper.items() if isinstance(value, dict) and isinstance(lower.get(key), dict)}
+    return {**lower, **{key: _merged(lower[key], value) if key in both else value for key, value in upper.items()}}

@@ -59,9 +59,6 @@ def _set(base: Parsed, path: Path, value: Parsed, place: str) -> None:
         return
     here = (*here, found[0])
     target[found[0]] = value.value
-    for places in (base.keys, base.values):
-        for stale in [known for known in places if known[: len(here)] == here]:
-            del places[stale]
     base.keys[here] = base.values[here] = place
     for places, news in ((base.keys, value.keys), (base.values, value.values)):
         places.update({(*here, *sub): where for sub, where in news.items()})

@@ -8,6 +8,12 @@ from pathlib import Path
 
 from ...errors import UserError
 
+_SIGNS = (
+    "No space left", "File too large", "StorageFull",  # safetensors
+    "PytorchStreamWriter", "iostream error", "inline_container",  # torch.save
+)  # fmt: skip
+_FULL = 1_000_000  # bytes: with less, a disk counts as full
+
 
 def require_room(path: Path, needed: int, setting: str = "run_dir") -> int:
     """The free bytes of the disk of `path`; raises `UserError` when they are less than `needed` for checkpoints."""
@@ -24,15 +30,15 @@ def disk_trouble(error: BaseException) -> bool:
     """Whether an error of a library means that a file could not be written."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-    text = str(error)
-    return any(sign in text for sign in ("PytorchStreamWriter", "No space left", "File too large", "StorageFull"))
+    return any(sign in str(error) for sign in _SIGNS)
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:
     """What to raise when `disk_trouble` ends the training in `path`."""
+    full = not isinstance(error, OSError) and shutil.disk_usage(path).free < _FULL
     return UserError(
-        f"{path} could not be written in training ({reason(error)}); make room and run the same command again: it "
-        "goes on from the last whole checkpoint"
+        f"{path} could not be written in training ({'No space left on device' if full else reason(error)}); make room "
+        "and run the same command again: it goes on from the last whole checkpoint"
     )
 
 

@@ -50,17 +50,20 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
         trainer.load_weights(best or str(checkpoint.path))
         trainer.state.global_step = trainer.state.max_steps = checkpoint.step
         trainer.state.epoch = checkpoint.state["epoch"]
-        watch.metrics.resume_at(checkpoint.step)
+        if processes.main:
+            watch.metrics.resume_at(checkpoint.step)
     else:
         with refused_optimizer():  # built now, so that arguments it refuses are known before training
             trainer.create_optimizer()
         say(f"resuming from {checkpoint.path}" if checkpoint else f"training in {folder.path}")
-        _train(trainer, watch, folder, checkpoint)
+        with _in_words(folder), watch.stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         if watch.stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
             say(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved in "
                 f"{folder.path}. To go on, run the same command again.")  # fmt: skip
             return watch.stop.signal
-    finish(recipe, trainer, tokenizer, data, folder, watch, say)
+    with _in_words(folder):
+        finish(recipe, trainer, tokenizer, data, folder, watch, say)
     return 0
 
 
@@ -89,10 +92,11 @@ def refused_optimizer() -> Iterator[None]:
         raise UserError(f"training.optim, training.optim_args: {reason(error)}") from None
 
 
-def _train(trainer: Any, watch: Any, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+@contextlib.contextmanager
+def _in_words(folder: RunFolder) -> Iterator[None]:
+    """Turns what the user can mend of a training's errors into a `UserError`."""
     try:
-        with watch.stop.listening():
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        yield
     except Exception as error:
         if isinstance(error, UserError) and "DataLoader worker" in str(error):
             raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None

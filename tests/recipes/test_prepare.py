@@ -1,0 +1,137 @@
+"""After `prepare` a recipe trains without fetching or tokenizing anything; what cannot be had is said before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_language import save_tiny_language_model
+
+from sophia_integrations.cli import main
+from sophia_integrations.errors import UserError
+from sophia_integrations.recipes.running.prepare import fetch_weights, prepare
+from sophia_integrations.recipes.running.train import train
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|lightning|jsonargparse).*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
+]
+HUB = """\
+framework: hf
+task: finetune
+model: {{pretrained: '{place}/model'}}
+data: {{hub: {{path: '{place}/rows'}}, format: text, block_size: 16, validation_fraction: 0.3}}
+training: {{optim: sophia, max_steps: 2, use_cpu: true, logging_steps: 1}}
+"""
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe whose model and data are local copies of hub repositories."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "data sets")
+    save_tiny_language_model(tmp_path / "model")
+    (tmp_path / "rows").mkdir()
+    rows = [{"text": f"the cat sees a {kind} dog and the bird hears it " * 4} for kind in ("big", "small", "red") * 8]
+    rows = [{"text": f"{row['text']} {number}"} for number, row in enumerate(rows)]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "hub.yaml"
+    recipe.write_text(HUB.format(place=tmp_path))
+    return recipe
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "empty cache"))
+    return tmp_path / "empty cache"
+
+
+def prepared(recipe: Path, *overrides: str) -> list[str]:
+    said: list[str] = []
+    prepare(recipe, overrides, said.append)
+    return said
+
+
+def test_training_then_makes_nothing_anew(recipe: Path, empty_cache: Path, offline: None, tmp_path: Path) -> None:
+    said = prepared(recipe)
+    assert any(line.startswith("Tokens: reading") for line in said)
+    assert any(line.startswith("train: 6 documents") for line in said)
+    where = rf"^tokens and tokenizers: 0\.\d MB in {re.escape(str(empty_cache))}, of all recipes$"
+    assert re.search(where, "\n".join(said), re.M)
+    assert said[-1] == f"Ready: {recipe} trains without the network; HF_HUB_OFFLINE=1 makes sure of it."
+    assert not (tmp_path / "runs").exists()
+    before = sorted(path.name for path in empty_cache.rglob("*"))
+    again: list[str] = []
+    assert train(recipe, ["training.max_steps=2"], say=again.append).trained
+    assert not [line for line in again if line.startswith(("Tokens:", "Tokenizer:"))]
+    assert sorted(path.name for path in empty_cache.rglob("*")) == before
+
+
+def test_model_and_data_of_a_local_repository(hub: Path, empty_cache: Path, offline: None, tmp_path: Path) -> None:
+    said = prepared(hub)
+    assert said[0].startswith(f"weights: {tmp_path}/model, 0.") and said[0].endswith(f" MB in {tmp_path}/model")
+    again: list[str] = []
+    assert train(hub, say=again.append).trained
+    assert not [line for line in again if line.startswith(("Tokens:", "Tokenizer:"))]
+
+
+def test_a_model_without_weights_is_refused(hub: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"^model\.pretrained: .*/model holds no weights \(\*\.safetensors or \*\.bin\)$"
+    ):
+        prepared(hub)
+
+
+def test_a_model_that_is_not_here_is_a_sentence(capsys: pytest.CaptureFixture[str], hub: Path) -> None:
+    assert main(["prepare", str(hub), "model.pretrained=nobody/nothing"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("model.pretrained: 'nobody/nothing' cannot be fetched: ") and len(err.splitlines()) == 1
+
+
+def test_weights_of_the_hub_come_from_its_cache(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that the hub's own client writes, read back by it."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub cache"
+    snapshot = cache / "models--someone--tiny" / "snapshots" / "0123456789012345678901234567890123456789"
+    shutil.copytree(tmp_path / "model", snapshot)
+    (cache / "models--someone--tiny" / "refs").mkdir()
+    (cache / "models--someone--tiny" / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert fetch_weights({"pretrained": "someone/tiny"}) == snapshot
+
+
+def test_a_wrong_column_is_known_before_training(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.columns\.text: .* has no column 'words'"):
+        prepared(hub, "data.columns.text=words")
+
+
+def test_a_gpu_recipe_is_prepared_without_a_gpu(hub: Path, empty_cache: Path) -> None:
+    recipe = hub.with_name("gpu.yaml")
+    recipe.write_text(hub.read_text().replace("use_cpu: true", "bf16: true, tf32: true"))
+    assert prepared(recipe)[-1].startswith("Ready: ")
+
+
+def test_a_lightning_recipe(corpus: Path, empty_cache: Path, offline: None) -> None:
+    root = Path(__file__).parents[2] / "recipes" / "lightning" / "pretrain-gpt2-stdlib.yaml"
+    said = prepared(root, f"data.init_args.files=['{corpus}/*.txt']", "data.init_args.validation_fraction=0.3")
+    assert any(line.startswith("train: 6 documents") for line in said)
+    assert said[-1].startswith("Ready: ")
+    assert list(empty_cache.glob("tokens-*"))
