@@ -111,6 +111,19 @@ def first_hessian(trainer):
     return {n: state[p]["hessian"].clone() for n, p in trainer.model.named_parameters() if p in state}
 
 
+def assert_trained(trainer, updates):
+    """Train; then `updates` estimates were made, none was dropped, the state is finite and the logged loss has fallen."""
+    trainer.train()
+    optimizer = sophia_of(trainer)
+    stats = optimizer.stats()
+    assert (stats["hessian_updates"], stats["hessian_skipped"]) == (updates, 0)
+    for state in optimizer.state.values():
+        assert torch.isfinite(state["hessian"]).all() and torch.isfinite(state["exp_avg"]).all()
+    assert any(state["hessian"].any() for state in optimizer.state.values())
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < logs[0]["loss"] and logs[-1]["sophia/hessian_norm"] > 0
+
+
 def hand_estimate(model, rows):
     """Σ over rows of S² / N with our own shift and mask: one backward pass a row, labels `fixed_labels`."""
     model = copy.deepcopy(model)

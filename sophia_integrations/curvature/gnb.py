@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .engine import UnitEstimator
+from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .reduction import ArrivedTwice, DiagonalSum
 from .sampling import keyed_generator
 from .tap import MicroBatch
+
 
 class GaussNewtonBartlett(UnitEstimator):
     """ĥ = (Σ_u S_u²) / N, unbiased for the Gauss-Newton diagonal of the mean loss (arXiv 2305.14342, §2.3).
@@ -39,40 +41,32 @@ class GaussNewtonBartlett(UnitEstimator):
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         for scale in FLOAT16_LOSS_SCALES:
-            predictions, scale_used = self._backward(batch, key, total, counts, scale)
-            if scale_used != scale or scale == FLOAT16_LOSS_SCALES[-1] or total.gradients_are_finite():
+            with torch.enable_grad():
+                loss, predictions, half = self._drawn_loss(batch, key)
+            scale = scale if half else 1.0
+            # Without predictions there is no backward, unless other ranks may wait for this one's gradients.
+            if total.sharded or (counts and predictions):
+                early = self._squares_on_arrival and not (half or total.sharded)
+                with total.squared_on_arrival() if early else contextlib.nullcontext():
+                    loss.backward(torch.full_like(loss, scale if counts else 0.0))
+            if not half or scale == FLOAT16_LOSS_SCALES[-1] or total.gradients_are_finite():
                 break
             total.discard_gradients()
-        total.add_squared_gradients(scale_used)
-        total.count(predictions)
+        total.add_squared_gradients(scale)
+        total.count(predictions if counts else 0)
 
-    def _backward(
-        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool, float16_scale: float
-    ) -> tuple[int, float]:
-        """Backward of the summed loss at sampled labels, times `float16_scale` where it runs in float16.
-
-        Without predictions there is no backward, unless parameters are sharded: other ranks may wait for this one's
-        gradients.
-
-        Returns:
-            The predictions that count, and the factor that the gradients have.
-        """
+    def _drawn_loss(self, batch: MicroBatch, key: tuple[int, ...]) -> tuple[Tensor, int, bool]:
+        """The summed loss at labels drawn from the model, how many they are, and whether it ran in float16."""
         likelihood = self.readout.likelihood
-        with torch.enable_grad():
-            with self.autocast_of(batch):
-                labels = self.readout.labels(self.model, batch)
-                args, kwargs = self.readout.inputs(self.model, batch)
-                output = self.model(*args, **kwargs)
-            prediction, labels = self.readout.predictions(output, labels, batch)
-            del output
-            detached = tree_map(Tensor.detach, prediction)
-            device = tree_leaves(detached)[0].device
-            sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
-            predictions = int(likelihood.count(detached, sampled)) if counts else 0
-            if predictions or total.sharded:
-                with total.squared_on_arrival() if early else contextlib.nullcontext():
-                    (likelihood.nll_sum(prediction, sampled) * (scale if counts else 0.0)).backward()
-        return predictions
-
-    def _runs_in_float16(self, batch: MicroBatch) -> bool:
-        return batch.autocast_dtype == torch.float16 or any(p.dtype == torch.float16 for p in self.model.parameters())
+        with self.autocast_of(batch):
+            labels = self.readout.labels(self.model, batch)
+            args, kwargs = self.readout.inputs(self.model, batch)
+            output = self.model(*args, **kwargs)
+        prediction, labels = self.readout.predictions(output, labels, batch)
+        del output
+        detached = tree_map(Tensor.detach, prediction)
+        device = tree_leaves(detached)[0].device
+        sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
+        predictions = int(likelihood.count(detached, sampled))
+        half = runs_in_float16(self.model, batch, prediction)
+        return likelihood.nll_sum(prediction, sampled), predictions, half

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..optim import Estimate
 from .engine import UnitEstimator
+from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .readout import Readout
 from .reduction import DiagonalSum, is_sharded
 from .sampling import keyed_generator
@@ -94,17 +95,27 @@ class Hutchinson(UnitEstimator):
         predictions = self.readout.count(self.model, batch)
         if predictions:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                for param, diagonal in self._diagonals(batch, key, total.params):
+                for param, diagonal in self._scaled_diagonals(batch, key, total.params):
                     total.add({param: diagonal.mul_(predictions / self.probes)})
         total.count(predictions)
 
-    def _diagonals(
+    def _scaled_diagonals(
         self, batch: MicroBatch, key: tuple[int, ...], params: list[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each probe and each parameter that the unit's loss bends in: v ⊙ Hv, at least float32."""
-        with self.autocast_of(batch):
-            args, kwargs = self.readout.loss_inputs(self.model, batch)
-            loss = self._loss(self.model(*args, **kwargs), batch)
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """`_diagonals` of the unit's loss; in float16 of that loss times the first scale under which none overflows."""
+        for scale in FLOAT16_LOSS_SCALES:
+            with self.autocast_of(batch):
+                args, kwargs = self.readout.loss_inputs(self.model, batch)
+                loss = self._loss(self.model(*args, **kwargs), batch)
+            if not runs_in_float16(self.model, batch, loss):
+                return self._diagonals(loss, key, params)
+            found = [(p, d.div_(scale)) for p, d in self._diagonals(loss.float() * scale, key, params)]
+            if all(bool(diagonal.isfinite().all()) for _, diagonal in found):
+                break
+        return found
+
+    def _diagonals(self, loss: Tensor, key: tuple[int, ...], params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each probe and each parameter that the loss bends in: v ⊙ Hv, at least float32."""
         first = _derivatives([loss], params, None, create_graph=True)
         curved = [(i, p, g) for i, (p, g) in enumerate(zip(params, first, strict=True)) if g is not None]
         curved = [(i, p, g) for i, p, g in curved if g.requires_grad]

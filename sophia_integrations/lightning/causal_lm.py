@@ -38,8 +38,8 @@ class CausalLM(LightningModule):
         trust_remote_code: let `pretrained` run the Python code that it brings along.
 
     Raises:
-        ValueError: not exactly one of `config` and `pretrained` is given, the config lacks `model_type`, or `peft`
-            has a word that LoraConfig does not know.
+        ValueError: not exactly one of `config` and `pretrained` is given, the config lacks `model_type`, `pretrained`
+            cannot be loaded, or `peft` has a word that LoraConfig does not know.
 
     Example:
         >>> sizes = dict(n_layer=1, n_head=1, n_embd=8, vocab_size=16, bos_token_id=0, eos_token_id=0)
@@ -70,14 +70,15 @@ class CausalLM(LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self._make_optimizer = optimizer
         self.warmup_steps, self.schedule = warmup_steps, schedule
+        if peft is not None:
+            _require_known(peft)
         if config is not None:
             self.model = _new(config)
         else:
             self.model = _pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
         if getattr(self.model, "loss_type", "") is None:
-            self.model.loss_type = (
-                "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
-            )
+            # transformers knows no loss by this class name and warns of its default
+            self.model.loss_type = "ForCausalLM"
         if gradient_checkpointing:
             newer = getattr(self.model, "activation_checkpointing_enable", None)
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -162,12 +163,16 @@ def _new(config: dict[str, Any]) -> nn.Module:
 def _pretrained(place: str, **options: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(place, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"CausalLM's pretrained: {place!r} cannot be loaded: {first}") from error
     return model if getattr(model, "is_quantized", False) else model.float()
 
 
-def _with_adapters(model: nn.Module, words: dict[str, Any]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+def _require_known(words: dict[str, Any]) -> None:
+    from peft import LoraConfig
 
     known = [item.name for item in dataclasses.fields(LoraConfig) if item.init]
     for word in words:
@@ -175,4 +180,9 @@ def _with_adapters(model: nn.Module, words: dict[str, Any]) -> nn.Module:
             near = difflib.get_close_matches(str(word), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"CausalLM's peft takes the words of peft.LoraConfig, which has no {word!r}{hint}")
+
+
+def _with_adapters(model: nn.Module, words: dict[str, Any]) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
     return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **words}))

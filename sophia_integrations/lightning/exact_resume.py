@@ -38,7 +38,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Once more in the middle of an epoch, where the resumed run alone has just begun to iterate over its data."""
-        if False and trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:
+        if self._own is not None and trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:
             set_random_states(self._own)
         self._own = None
 

@@ -110,8 +110,7 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool = False) -> 
 
     Raises `UserError`, with the place where it can be known, when a file cannot be read.
     """
-    import datasets
-
+    datasets = _library()
     options: dict[str, Any] = {"data_files": {"train": [str(path) for path in paths]}, "split": "train"}
     if kind == "csv":  # every cell is text: '007' and 'NA' stay what they are
         names = _csv_header(paths)
@@ -133,8 +132,7 @@ def read_hub(
     path: str, name: str | None, split: str, revision: str | None, *, streaming: bool = False
 ) -> tuple[Any, Where]:
     """One split of a data set by hub id or folder, and how to name one of its rows; raises `UserError`."""
-    import datasets
-
+    datasets = _library()
     taken: int | None = None
     wanted = split
     if streaming and "[" in split:
@@ -210,6 +208,18 @@ def _file_and_row(paths: Sequence[Path], kind: str, number: int, streaming: bool
             return f"{path}, row {rest + 1}"
         rest -= size
     return f"row {number + 1}"
+
+
+def _library() -> Any:
+    """The `datasets` library; raises `UserError` where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "rows of files and data sets are read with the package datasets, not installed here: "
+            "pip install 'sophia-integrations[recipes]'"
+        ) from None
+    return datasets
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """Half precision: scaled losses, skipped steps, and float32 state."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support import FixedLabels, Toy, toy_batches
 
-from sophia_integrations import GaussNewtonBartlett, SophiaG
+from sophia_integrations import GaussNewtonBartlett, Hutchinson, SophiaG
 from sophia_integrations.curvature import Categorical, Readout
 
 
@@ -45,26 +47,70 @@ def test_half_precision_estimate_is_close_to_float32(options, tolerance):
     assert torch.linalg.norm(half - exact) <= tolerance * torch.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(("inputs", "gain"), [(1e-5, 1e-3), (2e4, 1e-3)], ids=["small", "large"])
-def test_float16_neither_underflows_nor_overflows(inputs, gain):
-    def hessian(autocast):
+class TwoLayers(torch.nn.Module):
+    """Layers whose gradients can be made to vanish or to overflow in float16."""
+
+    def __init__(self, gain):
+        super().__init__()
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(6, 10, bias=False), torch.nn.Linear(10, 7, bias=False))
+        self.layers = torch.nn.Sequential(torch.nn.Linear(6, 10, bias=False), torch.nn.Linear(10, 7, bias=False))
         with torch.no_grad():
-            model[1].weight.mul_(gain)
-        labels = torch.zeros(16, dtype=torch.int64)
-        x = inputs * (1 + 0.1 * torch.randn(16, 6))
-        estimator = GaussNewtonBartlett(model, fraction=1.0, units=1, readout=Readout(OneClass()))
-        optimizer = SophiaG(model.parameters(), lr=0.0, betas=(0.9, 0.0), estimator=estimator)
-        with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
-            loss = F.cross_entropy(model(x).float(), labels)
+            self.layers[1].weight.mul_(gain)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def own_autocast(model):
+    """As accelerate does it: float16 inside the forward only, and a float32 output."""
+    forward = torch.autocast("cpu", dtype=torch.float16)(model.forward)
+    model.forward = lambda x: forward(x).float()
+    return contextlib.nullcontext()
+
+
+def autocast_around(model):
+    return torch.autocast("cpu", dtype=torch.float16)
+
+
+def as_it_is(model):
+    return contextlib.nullcontext()
+
+
+def one_class_loss(output):
+    return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("half", [autocast_around, own_autocast])
+@pytest.mark.parametrize(
+    ("estimator", "inputs", "gain", "weight"),
+    [
+        ("gauss-newton", 1e-5, 1e-3, 1),
+        ("gauss-newton", 2e4, 1e-3, 1),
+        ("hutchinson", 1, 1e-2, 1e-6),
+        ("hutchinson", 1, 1, 1e3),
+    ],
+)
+def test_float16_neither_underflows_nor_overflows(half, estimator, inputs, gain, weight):
+    x = inputs * (1 + 0.1 * torch.randn(16, 6, generator=torch.Generator().manual_seed(0)))
+
+    def hessian(precision):
+        model = TwoLayers(gain)
+        context = precision(model)
+        options = dict(fraction=1.0, units=1)
+        if estimator == "gauss-newton":
+            source = GaussNewtonBartlett(model, readout=Readout(OneClass()), **options)
+        else:
+            source = Hutchinson(model, loss=lambda output, batch: weight * one_class_loss(output), **options)
+        optimizer = SophiaG(model.parameters(), lr=0.0, betas=(0.9, 0.0), estimator=source)
+        with context:
+            loss = one_class_loss(model(x))
         loss.backward()
         optimizer.step()
         assert optimizer.stats()["hessian_updates"] == 1
         return [optimizer.state[p]["hessian"] for p in model.parameters()]
 
-    for half, exact in zip(hessian(True), hessian(False), strict=True):
-        assert torch.linalg.norm(half - exact) <= 0.05 * torch.linalg.norm(exact)
+    for low, exact in zip(hessian(half), hessian(as_it_is), strict=True):
+        assert torch.linalg.norm(low - exact) <= 0.05 * torch.linalg.norm(exact)
 
 
 def test_a_step_that_the_scaler_skips_ticks_nothing():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers as hf
-from support import first_hessian, make_trainer, sophia_of
+from support import assert_trained, first_hessian, make_trainer, sophia_of
 from tiny_heads import CASES, FixedDraws, summed
 
 from sophia_integrations.hf.heads import resolve_readout
@@ -119,11 +119,4 @@ def test_short_training(tmp_path, name):
         logging_steps=1,
         optim_args="hessian_interval=3,beta1=0.8",
     )
-    trainer.train()
-    optimizer = sophia_of(trainer)
-    stats = optimizer.stats()
-    assert (stats["hessian_updates"], stats["hessian_skipped"]) == (3, 0)
-    for state in optimizer.state.values():
-        assert torch.isfinite(state["hessian"]).all() and torch.isfinite(state["exp_avg"]).all()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
+    assert_trained(trainer, updates=3)

@@ -1,18 +1,14 @@
 """PEFT under a plain Trainer: adapters only are estimated, and prompt tuning's longer logits meet their labels."""
 
 import copy
-import importlib
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
-from support import first_hessian, make_trainer, sophia_of, tiny_model, token_rows
+from support import assert_trained, first_hessian, make_trainer, sophia_of, tiny_model, token_rows
 from tiny_heads import CASES, FixedDraws, drawn
 
-if transformers.__version__.startswith("4."):
-    pytest.skip("the PEFT that is tested needs transformers 5", allow_module_level=True)
-peft = importlib.import_module("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 ROWS, BETA2, VIRTUAL = 4, 0.99, 3
 
@@ -98,6 +94,29 @@ def test_prefix_tuning(tmp_path):
     rows, model = token_rows(ROWS), adapted(prompts("prefix"))
     expected = by_hand(model, rows, lambda m, r: m(input_ids=r["input_ids"][None]).logits[0], shift=True)
     assert_same(one_step(tmp_path, model, rows), expected)
+
+
+ADAPTERS = {
+    "lora": lambda: (lora("CAUSAL_LM", ["q_proj", "down_proj"]), None, token_rows(8)),
+    "lora-t5": lambda: (lora("SEQ_2_SEQ_LM", ["q", "v"]), CASES["t5"].build(), t5_rows()),
+    "prompt": lambda: (prompts("prompt"), None, token_rows(8)),
+    "prefix": lambda: (prompts("prefix"), None, token_rows(8)),
+}
+
+
+def t5_rows():
+    return CASES["t5"].rows(torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_short_training_moves_the_adapters_only(tmp_path, name):
+    config, base, rows = ADAPTERS[name]()
+    model = adapted(config, base)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    options = dict(max_steps=8, logging_steps=1, learning_rate=2e-2, optim_args="hessian_interval=3,beta1=0.8")
+    assert_trained(make_trainer(tmp_path, model=model, data=rows, **options), updates=3)
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.requires_grad != torch.equal(parameter, before[parameter_name]), parameter_name
 
 
 def test_an_unknown_kind_of_prompt_is_refused():

@@ -6,6 +6,7 @@ resident memory less what the process held before the model existed. Run it with
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -14,6 +15,8 @@ import tempfile
 
 OPTIMIZERS = ("adamw_torch", "sophia", "sophia_h")
 MIB = 2**20
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""glibc gives freed tensors back at once, so that the peak is what was alive and not what was kept for later."""
 
 
 def train(optim: str, options: argparse.Namespace) -> dict[str, float]:
@@ -85,11 +88,14 @@ def main() -> None:
     for _ in range(options.repeats):
         for optim in OPTIMIZERS:
             command = [sys.executable, __file__, *sys.argv[1:], "--only", optim]
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
+            environment = {**os.environ, **ALLOCATOR}
+            result = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
+            )
             runs[optim].append(json.loads(result.stdout.splitlines()[-1]))
     weights = runs["sophia"][0]["weights"]
-    tokens = options.rows * options.length
-    print(f"{weights:.0f} MiB of weights, {tokens} tokens a step in {options.accumulation} micro-batch(es); MiB:")
+    tokens = options.rows * options.length // options.accumulation
+    print(f"{weights:.0f} MiB of weights, {tokens} tokens a micro-batch, {options.accumulation} of them a step; MiB:")
     print(f"{'optimizer':<12} {'peak':>6} {'least':>6} {'most':>6} {'/ AdamW':>8} {'passes':>6}")
     adamw = statistics.median(run["peak"] for run in runs["adamw_torch"])
     for optim, found in runs.items():

@@ -47,19 +47,9 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-@pytest.fixture(scope="session")
-def expected(recipe: Path, sophia: Any, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
-    """The losses of a run that nothing disturbs."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    code, _, err = sophia.finish(sophia.start("train", recipe, *SAVING, cwd=place))
-    assert code == 0, err
-    return losses(place / "runs" / "tiny")
-
-
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_while_saving(
-    kills: int, recipe: Path, sophia: Any, expected: list[tuple[int, float]], tmp_path: Path
-) -> None:
+def test_killed_while_saving(kills: int, recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    undisturbed = train(recipe, [*SAVING, "run_dir=undisturbed"], say=lambda line: None).folder
     folder, moments, newest = tmp_path / "runs" / "tiny", random.Random(kills), 0
     for _ in range(kills):
         process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
@@ -76,7 +66,7 @@ def test_killed_while_saving(
     code, out, err = sophia.finish(process)
     assert code == 0, err
     assert "Skipping" not in out
-    assert losses(folder) == expected
+    assert losses(folder) == losses(undisturbed)
     assert steps(folder) == [59, 60]
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,24 @@ def start(sophia: Any, launcher: list[str], recipe: Path, overrides: list[str], 
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {}
+    for pid in found:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks[next(word for word in environment if word.startswith(b"RANK="))] = int(pid)
+    return [pid for _, pid in sorted(ranks.items())]
+
+
+def assert_stopped(folder: Path, out: str) -> None:
+    """One checkpoint, of the step that was said, with what both processes put into it."""
+    stopped = re.search(r"^Stopped at step (\d+) of 120, checkpoint saved in ", out, re.M)
+    assert stopped, out
+    assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{stopped[1]}"]
+    assert len(list(folder.glob("checkpoint-*/rng_state_*.pth"))) == 2
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -144,15 +163,32 @@ def test_a_killed_process_ends_the_run(recipe: Path, sophia: Any, tmp_path: Path
     folder = tmp_path / "runs" / "tiny"
     process = sophia.start("train", recipe, "--nproc", 2, cwd=tmp_path)
     sophia.wait_for(lambda: last_step(folder) >= 5, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
-    second = next(pid for pid, environment in environments.items() if b"RANK=1" in environment)
-    os.kill(second, signal.SIGKILL)
+    children = children_of(process)
+    os.kill(children[1], signal.SIGKILL)
     code, out, err = sophia.finish(process)
     assert code == 128 + signal.SIGKILL
     assert err.startswith("another process of this run has ended without a word") and len(err.splitlines()) == 1
     assert "Everything is in" not in out
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    process = sophia.start("train", recipe, "training.save_strategy=no", "--nproc", 2, cwd=tmp_path)
+    sophia.wait_for(lambda: last_step(folder) >= 5, process)
+    os.kill(children_of(process)[1], signal.SIGTERM)
+    code, out, err = sophia.finish(process)
+    assert code == 128 + signal.SIGTERM, err
+    assert_stopped(folder, out)
+
+
+def test_a_vanished_launcher_stops_the_run_with_a_checkpoint(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    process = sophia.start("train", recipe, "training.save_strategy=no", "--nproc", 2, cwd=tmp_path)
+    sophia.wait_for(lambda: last_step(folder) >= 5, process)
+    process.send_signal(signal.SIGKILL)
+    _, out, err = sophia.finish(process)  # the two processes hold its output open until they have ended
+    assert_stopped(folder, out)
 
 
 def test_nproc_must_be_a_count(recipe: Path, sophia: Any, tmp_path: Path) -> None:

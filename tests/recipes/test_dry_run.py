@@ -47,8 +47,8 @@ def test_the_numbers_of_a_small_recipe(recipe: Path, tmp_path: Path) -> None:
     said = lines_of(recipe)
     assert line(said, "model: ") == "model: gpt2, 23,328 parameters, optimizer sophia"
     assert line(said, "memory of each process: ") == (
-        "memory of each process: weights 0.1 MB + gradients 0.1 MB + optimizer state 0.2 MB = 0.4 MB; activations come "
-        "on top"
+        "memory of each process: weights 93.3 kB + gradients 93.3 kB + optimizer state 186.6 kB = 373.2 kB; "
+        "activations come on top"
     )
     assert line(said, "optimizer step: ") == "optimizer step: 4 rows × 32 tokens = 128 tokens"
     assert line(said, "steps: ") == "steps: 120 (15,360 tokens), 9.23 epochs of 52 rows"
@@ -78,7 +78,7 @@ def test_what_it_says_is_what_the_run_then_is(recipe: Path, tmp_path: Path) -> N
     big = ("*.safetensors", "optimizer.pt")
     kept = sum(path.stat().st_size for name in big for path in folder.glob(f"checkpoint-*/{name}"))
     kept += (folder / "model" / "model.safetensors").stat().st_size
-    promised = float(re.search(r"disk: ([\d.]+) MB", line(said, "disk: "))[1]) * 1e6  # type: ignore[index]
+    promised = float(re.search(r"disk: ([\d.]+) kB", line(said, "disk: "))[1]) * 1e3  # type: ignore[index]
     one = kept / 2
     assert kept <= promised <= kept + one
 
@@ -206,7 +206,7 @@ def test_adapters_are_weighed_as_adapters(tmp_path: Path) -> None:
     said = lines_of(recipe)
     # Two layers of 16 × 2 + 2 × 16.
     assert " of which 128 are trained (" in line(said, "model: llama, ")
-    assert "gradients 0.0 MB + optimizer state 0.0 MB" in line(said, "memory of each process: ")
+    assert " + gradients 0.5 kB + optimizer state 1.0 kB = " in line(said, "memory of each process: ")
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,12 @@ def test_changed_text_is_refused(copy: Path, config: Path) -> None:
         ("data.init_args.block_size=64", "^block_size 64 is longer than the model's context of 32 tokens"),
         ("model.init_args.config.vocab_size=100", "the tokenizer has 298 tokens, and the model's vocab_size is only"),
         ("data.init_args.files=['nothing/*.txt']", "no file matches"),
-        ("model.init_args.pretrained=/nowhere", "needs either config or pretrained"),
+        ("model.init_args.pretrained=/nowhere", "^CausalLM needs either config or pretrained"),
+        (
+            "model.init_args={pretrained: /nowhere, peft: {r: 2}}",
+            "^CausalLM's pretrained: '/nowhere' cannot be loaded: ",
+        ),
+        ("model.init_args={pretrained: /nowhere, peft: {q: 2}}", "model.init_args.peft.q: unknown key"),
         ("trainer.strategy=deepspeed", "(?i)deepspeed"),
     ],
 )

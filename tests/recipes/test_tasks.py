@@ -283,10 +283,14 @@ def test_weights_in_half_precision_are_trained_in_full(finished: Callable[..., A
     assert {value.dtype for value in load_file(folder / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_packing_is_refused_where_examples_would_see_each_other(recipe: Callable[..., Path]) -> None:
-    bloom = "model={config: {model_type: bloom, hidden_size: 32, n_layer: 1, n_head: 2}}"
-    with pytest.raises(UserError, match="^data.packing: BloomForCausalLM lets examples in one row see each other"):
-        train(recipe("answers-packed"), [bloom], say=lambda line: None)
+@pytest.mark.parametrize(
+    "config",
+    ["model_type: bloom, hidden_size: 32, n_layer: 1, n_head: 2",  # takes no positions
+     "model_type: openai-gpt, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 64"],  # takes them for embeddings only
+)  # fmt: skip
+def test_packing_is_refused_where_examples_would_see_each_other(config: str, recipe: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"^data\.packing: \w+ lets examples in one row see each other"):
+        train(recipe("answers-packed"), [f"model={{config: {{{config}}}}}"], say=lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,9 @@ def test_a_large_table_is_checked_once(
     assert load(validation_fraction=0.3).digest != first.digest and len(checked) == 120
     jsonl([*ROWS[1:], {"text": "another", "label": 0}])
     assert load().digest != first.digest and len(checked) == 180
+
+
+def test_the_library_that_reads_rows_may_be_missing(jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="the package datasets, not installed here: pip install 'sophia-integrations"):
+        load_source(files=[jsonl(ROWS)])

@@ -47,7 +47,7 @@ def check_framework_words(raw: dict[str, Any], draft: Draft) -> None:
         if isinstance(model.get("config"), dict):
             check_config(model["config"], ("model", "config"), str(raw.get("task")), draft, raw)
         if isinstance(model.get("peft"), dict):
-            _check_peft(model["peft"], raw, draft)
+            check_peft(model["peft"], ("model", "peft"), draft, raw)
     if isinstance(data, dict):
         _check_files(data, draft)
 
@@ -133,18 +133,21 @@ def check_config(
     return None
 
 
-def _check_peft(peft: dict[str, Any], raw: dict[str, Any], draft: Draft) -> None:
+def check_peft(peft: dict[str, Any], here: Path, draft: Draft, raw: dict[str, Any] | None = None) -> None:
+    """Adds to `draft` every problem of the words of a LoraConfig; `raw` as for `check_config`."""
     known = words.lora_words()
     if known is None:
         return
     for name, value in peft.items():
-        path = ("model", "peft", name)
+        path = (*here, name)
         if name == "peft_type" and isinstance(value, str) and value.upper() == "LORA":
             continue
         if name == "peft_type":
             draft.add(path, f"only LORA is known here, found {value!r}")
         elif name not in known:
-            draft.add(path, unknown_key(name, "model.peft", set(known), raw), key=True)
+            near = did_you_mean(name, known)
+            message = f"unknown key{near}" if raw is None else unknown_key(name, "model.peft", set(known), raw)
+            draft.add(path, message, key=True)
         else:
             _check_value(path, value, known[name], draft)
 

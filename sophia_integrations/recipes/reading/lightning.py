@@ -10,7 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from . import signatures, sources
-from .checks import check_config
+from .checks import check_config, check_peft
 from .values import fits, type_problem
 from .wording import did_you_mean, found, near
 from .yaml_places import Path, parse
@@ -111,8 +111,11 @@ def _check_spec(spec: dict[str, Any], here: Path, draft: Draft) -> None:
         for name, parameter in known.items():
             if parameter.required and name not in arguments and "dict_kwargs" not in spec:
                 draft.add(here, f"the argument {name!r} of {class_path} is missing under init_args", key=True)
-    if source is not None and source.path == _CAUSAL_LM and isinstance(arguments.get("config"), dict):
-        check_config(arguments["config"], (*here, "init_args", "config"), "pretrain", draft)
+    if source is not None and source.path == _CAUSAL_LM:
+        if isinstance(arguments.get("config"), dict):
+            check_config(arguments["config"], (*here, "init_args", "config"), "pretrain", draft)
+        if isinstance(arguments.get("peft"), dict):
+            check_peft(arguments["peft"], (*here, "init_args", "peft"), draft)
     return None
 
 

@@ -171,10 +171,13 @@ def _as_sentence(here: Callable[[], bool] = lambda: True) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException, argparse.ArgumentError) as error:
-        package = _package(error)
-        if not here() or disk_trouble(error) or package not in (_OURS, *_LIBRARIES):
-            raise
-        raise UserError(str(error) if package == _OURS else reason(error)) from None
+        inner = error
+        while _package(inner) == "jsonargparse" and inner.__cause__ is not None:
+            inner = inner.__cause__  # what a constructor raised
+        package = _package(inner)
+        if not here() or disk_trouble(inner) or package not in (_OURS, *_LIBRARIES):
+            raise inner from None
+        raise UserError(str(inner) if package == _OURS else reason(inner)) from None
 
 
 def _package(error: BaseException) -> str:

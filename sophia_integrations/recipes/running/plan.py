@@ -132,8 +132,10 @@ def size_in_words(weight: Weight) -> str:
 
 
 def memory(size: int) -> str:
-    """Bytes as MB or GB (powers of ten)."""
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    """Bytes as kB, MB or GB (powers of ten)."""
+    if size >= 1e9:
+        return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 def length_of(arguments: Any, rows: int | None) -> Length:
