@@ -5,12 +5,15 @@ RECIPE ?= recipes/hf/pretrain-gpt2-stdlib.yaml
 ARGS ?=
 BIN = $(VENV)/bin/python
 READY = $(VENV)/.installed
+VENV4 ?= .venv-transformers4
+BIN4 = $(VENV4)/bin/python
+READY4 = $(VENV4)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow noise finetune wheel-check lint format clean
+.PHONY: help train test test-slow test-transformers4 noise memory finetune wheel-check lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 # The independent oracles of the tests. BackPACK also asks for torchvision, which it never imports: hence --no-deps.
 ORACLES = backpack-for-pytorch curvlinops-for-pytorch unfoldNd einconv einops jaxtyping linear_operator opt_einsum scipy
@@ -30,8 +33,22 @@ test: $(READY) ## run every test (ARGS='…' are passed to pytest)
 test-slow: $(READY) ## the statistical checks at full size (minutes)
 	@OMP_NUM_THREADS=1 $(BIN) -m pytest -m slow $(ARGS)
 
+$(READY4): pyproject.toml .ci/constraints-transformers4.txt
+	@test -x $(BIN4) || $(PYTHON) -m venv $(VENV4)
+	$(BIN4) -m pip install --quiet --disable-pip-version-check -c .ci/constraints-transformers4.txt torch==2.13.0 -e '.[dev]'
+	@touch $(READY4)
+
+# What touches the Trainer, its arguments or its models; every test has a time limit (pyproject.toml).
+TESTS4 = tests/hf tests/curvature/test_models.py tests/curvature/test_hutchinson.py tests/lightning
+
+test-transformers4: $(READY4) ## run the tests that touch transformers with the last transformers 4
+	@OMP_NUM_THREADS=1 $(BIN4) -m pytest $(TESTS4) $(ARGS)
+
 noise: $(READY) ## measure the estimator's noise against its cost
 	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)
+
+memory: $(READY) ## measure the peak memory of the same Trainer run with AdamW, Sophia and SophiaH (minutes)
+	@$(BIN) tests/measurements/peak_memory.py $(ARGS)
 
 finetune: $(READY) ## fine-tune MiniLM and SmolLM2, Sophia beside AdamW (ARGS=headlines a part of it)
 	@$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0
@@ -47,4 +64,4 @@ format: $(READY) ## rewrite style with ruff
 	@$(BIN) -m ruff check --fix . && $(BIN) -m ruff format .
 
 clean: ## remove the virtual environment and caches, never runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV4) .pytest_cache .ruff_cache build dist

@@ -97,7 +97,7 @@ def build_parser() -> Parser:
     how = train.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="build everything, say what training would take, and stop")
     how.add_argument("--smoke", action="store_true", help="train a tiny version: two minutes on a CPU for any recipe")
-    how.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine, one per GPU")
+    train.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine, one per GPU")
     train.set_defaults(verb=_train)
 
     prepare = verbs.add_parser("prepare", help="fetch and tokenize what a recipe needs, so that it trains offline")
@@ -202,20 +202,22 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     recipe, overrides = arguments.recipe, arguments.overrides
+    if arguments.dry_run:
+        from .recipes.running.dry_run import dry_run
+
+        dry_run(recipe, overrides, print, arguments.nproc or 1)
+        return 0
+    if arguments.smoke:
+        from .recipes.running.smoke import smoke
+
+        if arguments.nproc is not None:
+            return _complain("--smoke runs in one process; leave --nproc out")
+        return _ended(smoke(recipe, overrides, print))
     if arguments.nproc is not None:
         from .recipes.running.launch import launch
 
         fresh = ["--fresh"] if arguments.fresh else []
         return launch(["train", recipe, *overrides, *fresh], arguments.nproc)
-    if arguments.dry_run:
-        from .recipes.running.dry_run import dry_run
-
-        dry_run(recipe, overrides, print)
-        return 0
-    if arguments.smoke:
-        from .recipes.running.smoke import smoke
-
-        return _ended(smoke(recipe, overrides, print))
     from .recipes.running.train import train
 
     return _ended(train(recipe, overrides, fresh=arguments.fresh))

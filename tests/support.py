@@ -112,7 +112,7 @@ def first_hessian(trainer):
 
 
 def assert_trained(trainer, updates):
-    """Train; then `updates` estimates were made, none was dropped, the state is finite and the logged loss has fallen."""
+    """Train; `updates` estimates were made and none was dropped, the state is finite and the logged loss has fallen."""
     trainer.train()
     optimizer = sophia_of(trainer)
     stats = optimizer.stats()

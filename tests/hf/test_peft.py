@@ -97,10 +97,10 @@ def test_prefix_tuning(tmp_path):
 
 
 ADAPTERS = {
-    "lora": lambda: (lora("CAUSAL_LM", ["q_proj", "down_proj"]), None, token_rows(8)),
+    "lora": lambda: (lora("CAUSAL_LM", ["q_proj", "down_proj"]), None, token_rows(ROWS)),
     "lora-t5": lambda: (lora("SEQ_2_SEQ_LM", ["q", "v"]), CASES["t5"].build(), t5_rows()),
-    "prompt": lambda: (prompts("prompt"), None, token_rows(8)),
-    "prefix": lambda: (prompts("prefix"), None, token_rows(8)),
+    "prompt": lambda: (prompts("prompt"), None, token_rows(ROWS)),
+    "prefix": lambda: (prompts("prefix"), None, token_rows(ROWS)),
 }
 
 
@@ -113,7 +113,7 @@ def test_short_training_moves_the_adapters_only(tmp_path, name):
     config, base, rows = ADAPTERS[name]()
     model = adapted(config, base)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    options = dict(max_steps=8, logging_steps=1, learning_rate=2e-2, optim_args="hessian_interval=3,beta1=0.8")
+    options = dict(max_steps=8, logging_steps=1, learning_rate=3e-2, optim_args="hessian_interval=3,beta1=0.8")
     assert_trained(make_trainer(tmp_path, model=model, data=rows, **options), updates=3)
     for parameter_name, parameter in model.named_parameters():
         assert parameter.requires_grad != torch.equal(parameter, before[parameter_name]), parameter_name

@@ -62,6 +62,13 @@ def test_the_numbers_of_a_small_recipe(recipe: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_it_is_worked_out_for_several_processes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--dry-run", "--nproc", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\noptimizer step: 4 rows × 2 processes × 32 tokens = 256 tokens\n" in out
+    assert "\nsteps: 120 (30,720 tokens), 17.14 epochs of 52 rows\n" in out
+
+
 def test_what_it_says_is_what_the_run_then_is(recipe: Path, tmp_path: Path) -> None:
     epochs = tmp_path / "epochs.yaml"
     epochs.write_text(recipe.read_text().replace("  max_steps: 120\n", ""))

@@ -13,7 +13,9 @@ from .folder import RunFolder
 from .train import folder_and_settings, require_packages, require_packages_of
 
 
-def dry_run(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object]) -> None:
+def dry_run(
+    file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object], nproc: int = 1
+) -> None:
     """Builds what `train` would build, and says what it would take.
 
     Reads and tokenizes the data (the cache keeps that), builds the model from its shapes alone, asks the optimizer for
@@ -23,6 +25,7 @@ def dry_run(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
         file: the recipe.
         overrides: ``key=value`` with dots in the key.
         say: receives the lines for the reader.
+        nproc: work it out for so many processes; a Lightning recipe says how many by itself.
 
     Raises:
         UserError: what `train` would raise before training.
@@ -40,11 +43,13 @@ def dry_run(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
         aside = RunFolder(Path(place) / "run", folder.setting)
         aside.path.mkdir()
-        build_plan(settings, aside, folder, say)
+        build_plan(settings, aside, folder, say, nproc)
     say("Nothing was trained, and no run folder written.")
 
 
-def _build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object]) -> None:
+def _build_plan(
+    settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object], nproc: int
+) -> None:
     from ..reading.schema import Recipe
     from .batch_text import describe_batch, first_batch
     from .data import load_data
@@ -62,7 +67,8 @@ def _build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, s
     with refused_optimizer():
         _make_optimizer(arguments, model)
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))
-    length = length_of(arguments, len(data.train) if "train" in data.counts else None)  # type: ignore[arg-type]
+    rows = len(data.train) if "train" in data.counts else None  # type: ignore[arg-type]
+    length = length_of(arguments, rows, nproc)
     plan = Plan(
         model.config.model_type,
         optimizer,
@@ -70,7 +76,7 @@ def _build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, s
         Batch(
             arguments.train_batch_size,
             arguments.gradient_accumulation_steps,
-            arguments.world_size,
+            nproc,
             data.tokens_per_row,
         ),
         length,

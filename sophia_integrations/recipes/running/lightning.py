@@ -192,6 +192,7 @@ def _package(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without Lightning's own lines of information and the warnings that a run folder answers."""
+    import lightning.pytorch  # noqa: F401  (its import sets the levels that are set here)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one bar per file that is loaded or saved

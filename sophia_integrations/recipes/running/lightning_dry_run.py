@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ...text.prepare import Prepared
 
 
-def build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object]) -> None:
+def build_plan(
+    settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object], nproc: int
+) -> None:
     """Builds everything in the folder `aside` and says what training in `folder` would take."""
     import torch
 
@@ -36,7 +38,7 @@ def build_plan(settings: dict[str, Any], aside: RunFolder, folder: RunFolder, sa
     data.say = say
     data.prepare_data()
     assert data.prepared is not None
-    plan = _plan(cli, data.prepared, data.batch_size, processes)
+    plan = _plan(cli, data.prepared, data.batch_size, max(processes, nproc))
     for line in [*plan.describe(), disk_in_words(plan, folder)]:
         say(line)
     for line in describe_batch(first_batch(data.prepared, data.batch_size, data.seed), data.tokenizer_object):

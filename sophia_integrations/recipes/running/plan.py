@@ -138,11 +138,11 @@ def memory(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
-def length_of(arguments: Any, rows: int | None) -> Length:
+def length_of(arguments: Any, rows: int | None, processes: int) -> Length:
     """Steps and epochs as the Trainer counts them, from TrainingArguments and the number of training rows."""
     if rows is None:
         return Length(arguments.max_steps, None, None)
-    batch = arguments.train_batch_size * arguments.world_size
+    batch = arguments.train_batch_size * processes
     batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
     per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * per_epoch)

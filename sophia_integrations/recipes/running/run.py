@@ -38,7 +38,8 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
     say(data.describe())
     model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
     weight = weigh(model, optimizer_maker(arguments))
-    length = length_of(arguments, len(data.train) if "train" in data.counts else None)  # type: ignore[arg-type]
+    rows = len(data.train) if "train" in data.counts else None  # type: ignore[arg-type]
+    length = length_of(arguments, rows, processes.count)
     missing = max(0, checkpoints_kept(arguments, length) - len(list(folder.path.glob("checkpoint-*"))))
     processes.first(lambda: require_room(folder.path, weight.checkpoints(missing)))
     optimizer = getattr(arguments.optim, "value", arguments.optim)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def _train(
     if settings is None:
         return Outcome(Path(path), trained=False)
     require_packages_of(is_lightning(settings))
+    if not processes.main:
+        _hush()
     return run_in(Path(path), settings, processes, say)
 
 
@@ -183,6 +186,14 @@ def require_packages_of(lightning: bool) -> None:
     require_packages()
     if lightning:
         require_packages(("lightning", "jsonargparse"), extra="lightning")
+
+
+def _hush() -> None:
+    """What libraries have to say, rank 0 says too."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
 
 
 def _silent(line: str) -> None:
