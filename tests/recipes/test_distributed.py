@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
@@ -125,7 +126,7 @@ def test_ctrl_c_stops_both_at_one_step_and_torchrun_goes_on_exactly(
     assert code == 130, err
     assert out.count("Stopped at step ") == 1 and err.strip() == "Stopping after this step …"
     said = "the run in .* trains with 2 processes, and this is 1: .* Go on with --nproc 2"
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(UserError, match=said):
         train(recipe, ADAMW, say=lambda line: None)
     code, out, err = sophia.finish(start(sophia, TORCHRUN, recipe, ADAMW, tmp_path))
     assert code == 0, err
@@ -189,6 +190,29 @@ def test_a_vanished_launcher_stops_the_run_with_a_checkpoint(recipe: Path, sophi
     process.send_signal(signal.SIGKILL)
     _, out, err = sophia.finish(process)  # the two processes hold its output open until they have ended
     assert_stopped(folder, out)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sophia_integrations.recipes.running.run import require_devices
+
+    require_devices({}, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    require_devices({}, 1)
+    require_devices({"use_cpu": True}, 2)
+    with pytest.raises(
+        UserError, match="^2 processes need as many GPUs, and this machine has 1: start it with --nproc 1"
+    ):
+        require_devices({}, 2)
+
+
+def test_processes_that_cannot_be_connected_are_a_sentence(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"^WORLD_SIZE is 2, but the 2 processes cannot be connected \(.*MASTER_ADDR"):
+        train(recipe, say=lambda line: None)
 
 
 def test_nproc_must_be_a_count(recipe: Path, sophia: Any, tmp_path: Path) -> None:

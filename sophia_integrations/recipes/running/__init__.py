@@ -1,1 +1,1 @@
-"""A checked recipe to a trained model: ``train.py`` is the run, ``folder.py`` the folder that it fills."""
+"""A checked recipe to a trained model: ``train.py`` is the call, ``run.py`` the run, ``folder.py`` what it fills."""

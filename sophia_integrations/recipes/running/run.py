@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...errors import UserError
 from ..reading.schema import Recipe
@@ -32,6 +35,7 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
         say: receives the lines for the reader.
     """
     recipe = Recipe.model_validate(settings)
+    require_devices(recipe.training, int(os.environ.get("LOCAL_WORLD_SIZE") or processes.count))
     checkpoint = _checkpoint(folder, processes, say)
     arguments = build_arguments(recipe.training, folder)
     tokenizer, data = processes.in_turn(lambda: load_data(recipe, folder, arguments.seed, say))
@@ -44,6 +48,9 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
     processes.first(lambda: require_room(folder.path, weight.checkpoints(missing)))
     optimizer = getattr(arguments.optim, "value", arguments.optim)
     say(f"model: {model.config.model_type}, {size_in_words(weight)}, optimizer {optimizer}")
+    gpus = arguments.device.type == "cuda" and torch.cuda.device_count()
+    if processes.count == 1 and gpus > 1:
+        say(f"This process trains on one of {gpus} GPUs; --nproc {gpus} uses them all.")
     finished = checkpoint is not None and checkpoint.finished
     trainer, watch = build_trainer(model, tokenizer, data, arguments, folder, processes)
     if finished:
@@ -66,6 +73,16 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
     with _in_words(folder):
         finish(recipe, trainer, tokenizer, data, folder, watch, say)
     return 0
+
+
+def require_devices(training: dict[str, Any], processes: int) -> None:
+    """Raises `UserError` when `processes` of this machine would share its GPUs."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and not training.get("use_cpu") else processes
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes need as many GPUs, and this machine has {gpus}: start it with --nproc {gpus}, or "
+            "train on the CPU with training.use_cpu=true"
+        )
 
 
 def _checkpoint(folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> Checkpoint | None:
