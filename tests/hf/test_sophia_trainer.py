@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from support import make_trainer, sophia_of, tiny_model, token_rows
+from support import assert_trained, make_trainer, sophia_of, tiny_model, token_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HPSearchBackend
 
 from sophia_integrations import GaussNewtonBartlett, Hutchinson, SophiaG, SophiaH
 from sophia_integrations.hf import SophiaCallback, SophiaTrainer, SophiaTrainerMixin
@@ -52,9 +53,7 @@ def test_each_way_trains_the_same_and_notes_labels_once(tmp_path, cls):
     data = token_rows(8)
     trainer = cls(model=tiny_model(), args=arguments(tmp_path), train_dataset=data, callbacks=[reporter])
     notes = notes_of(trainer)
-    trainer.train()
-    stats = sophia_of(trainer).stats()
-    assert (stats["hessian_updates"], stats["hessian_skipped"]) == (3, 0)
+    assert_trained(trainer, updates=3)
     assert [n is None for n in notes] == [False, True] * 8
     assert sum(KEYS <= entry.keys() for entry in reporter.logs) == 4
     assert sum(isinstance(c, SophiaCallback) for c in trainer.callback_handler.callbacks) == 1
@@ -109,8 +108,7 @@ def test_an_optimizer_built_by_hand_and_the_callback_given_twice(tmp_path, given
         callbacks=[SophiaCallback(), reporter],
         **options,
     )
-    trainer.train()
-    assert sophia_of(trainer).stats()["hessian_updates"] == 3
+    assert_trained(trainer, updates=3)
     logged = [entry for entry in reporter.logs if entry.keys() >= KEYS]
     assert len(logged) == 4
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -131,10 +129,7 @@ def test_sophia_h(tmp_path):
     optimizer = trainer.create_optimizer()
     assert type(optimizer) is SophiaH and type(optimizer.estimator) is Hutchinson
     assert (optimizer.param_groups[0]["rho"], optimizer.estimator.probes, optimizer.estimator.units) == (0.01, 2, 2)
-    trainer.train()
-    assert sophia_of(trainer).stats()["hessian_updates"] == 3
-    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    assert losses[-1] < losses[0]
+    assert_trained(trainer, updates=3)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -223,3 +218,50 @@ def test_model_init_and_a_search_trial_get_a_fresh_optimizer(tmp_path):
         trainer.train()
         assert sophia_of(trainer).stats()["hessian_updates"] == expected
     assert sophia_of(trainer).estimator.model is trainer.model
+
+
+def test_trials_of_a_hyperparameter_search(tmp_path):
+    """`Trainer.hyperparameter_search` casts each value to the type of the one before, assigns it, and trains."""
+    trainer = Trainer(model_init=lambda: tiny_model(), args=arguments(tmp_path), train_dataset=token_rows(8))
+    trials = [
+        ({"optim": "sophia_h", "optim_args": "hessian_interval=2,rho=0.02", "learning_rate": "1e-2"}, SophiaH, 0.02, 4),
+        ({"optim": "sophia", "optim_args": "hessian_interval=4", "learning_rate": 2e-3}, SophiaG, 0.05, 2),
+    ]
+    for trial, cls, rho, updates in trials:
+        trainer.hp_search_backend = HPSearchBackend.RAY
+        trainer._hp_search_setup(dict(trial))
+        trainer.hp_search_backend = None
+        trainer.train()
+        optimizer = sophia_of(trainer)
+        group = optimizer.param_groups[0]
+        assert (type(optimizer), group["rho"], group["initial_lr"]) == (cls, rho, float(trial["learning_rate"]))
+        assert optimizer.stats()["hessian_updates"] == updates
+
+
+def test_a_trained_model_can_be_copied_and_saved_whole(tmp_path):
+    """The tap stays behind: the copy and the file are plain models, and the file opens without this package."""
+    trainer = make_trainer(tmp_path, max_steps=3, optim_args="hessian_interval=2")
+    trainer.train()
+    optimizer = sophia_of(trainer)
+    row = {name: value[None] for name, value in token_rows(1)[0].items()}
+    expected = trainer.model(**row).loss
+    twin = copy.deepcopy(trainer.model).train()
+    assert torch.equal(twin(**row).loss, trainer.model(**row).loss)
+    twin(**row).loss.backward()
+    torch.save(trainer.model, tmp_path / "model.pt")
+    torch.save(row, tmp_path / "row.pt")
+    trainer.train()
+    assert optimizer is sophia_of(trainer) and optimizer.stats()["hessian_updates"] == 3  # at steps 0, 2 and 4
+    code = f"""
+import sys, torch
+model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False).train()
+row = torch.load({str(tmp_path / "row.pt")!r})
+loss = model(**row).loss
+loss.backward()
+assert "sophia_integrations" not in sys.modules
+print(loss.item())
+"""
+    command = ["timeout", "-k", "5", "100", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert float(result.stdout) == pytest.approx(expected.item(), rel=1e-6)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support import make_trainer, run_worker, sophia_of, tiny_model, token_rows
+from support import assert_trained, make_trainer, run_worker, sophia_of, tiny_model, token_rows
 from transformers import TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -19,6 +19,29 @@ def test_estimates_are_made_every_k_steps_and_the_loss_falls(tmp_path):
     assert stats["hessian_updates"] == math.ceil(42 / 5) and stats["hessian_skipped"] == 0
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.5
+
+
+CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+OPTIONS = {
+    "bf16": {"bf16": True},
+    "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    "label-smoothing": {"label_smoothing_factor": 0.1},
+    "checkpointing": CHECKPOINTING,
+    "reentrant-checkpointing": {**CHECKPOINTING, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "clipping": {"max_grad_norm": 0.1},
+    "sophia_h": {"optim": "sophia_h"},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_short_training_with_each_option(tmp_path, name):
+    options = {"learning_rate": 5e-3, "optim_args": "hessian_interval=3,beta1=0.8", **OPTIONS[name]}
+    trainer = make_trainer(
+        tmp_path, model=tiny_model("llama"), data=token_rows(4), max_steps=8, logging_steps=1, **options
+    )
+    assert_trained(trainer, updates=3)
 
 
 def test_logs_reach_reporters_and_history(tmp_path):
