@@ -28,7 +28,7 @@ train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='k
 	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
 
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
-	@OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(ARGS)
 
 test-slow: $(READY) ## the statistical checks at full size (minutes)
 	@OMP_NUM_THREADS=1 $(BIN) -m pytest -m slow $(ARGS)
