@@ -111,6 +111,12 @@ def first_hessian(trainer):
     return {n: state[p]["hessian"].clone() for n, p in trainer.model.named_parameters() if p in state}
 
 
+def first_momentum(trainer):
+    """m by parameter name; after one step it is (1 - beta1) times the gradient."""
+    state = sophia_of(trainer).state
+    return {n: state[p]["exp_avg"].clone() for n, p in trainer.model.named_parameters() if p in state}
+
+
 def assert_trained(trainer, updates):
     """Train; `updates` estimates were made and none was dropped, the state is finite and the logged loss has fallen."""
     trainer.train()

@@ -15,8 +15,6 @@ ROWS = {
     "lightning": 3,
     "recipes": 4,
     "reports": 5,
-    "cli_arguments": 5,
-    "cli_completion": 5,
     "cli": 6,
 }
 FORBIDDEN = {

@@ -55,6 +55,19 @@ def bert(kind, **config):
     return getattr(hf, f"BertFor{kind}")(no_dropout(config))
 
 
+def classifier():
+    torch.manual_seed(0)
+    return bert("SequenceClassification", num_labels=3)
+
+
+def rows_for(model, rows=8):
+    """Rows for a classifier or a language model, with as many labels in each, so that the mean of means is the mean."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, VOCABULARY, (6,), generator=generator) for _ in range(rows)]
+    one_label = model.config.model_type == "bert"
+    return [{"input_ids": x, "labels": torch.tensor(row % 3) if one_label else x} for row, x in enumerate(ids)]
+
+
 def t5():
     sizes = dict(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
     return hf.T5ForConditionalGeneration(

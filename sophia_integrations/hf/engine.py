@@ -11,6 +11,7 @@ from torch import nn
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
 from ..optim import SophiaG, SophiaH
 from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, OPTIMIZER_KEYS, parse_optim_args, refuse_foreign_arguments
+from .loss_scale import divide_once, divided_by_accelerate
 from .parallelism import check_parallelism
 
 OLDEST_TRANSFORMERS = (4, 46)
@@ -70,16 +71,24 @@ def _check_supported(args: Any, model: nn.Module | None) -> None:
 
 
 @contextlib.contextmanager
-def noting_labels(optimizer: Any, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Iterator[None]:
-    """Around one `Trainer.training_step`: tell the estimator the labels, which the Trainer may keep from the model."""
-    sophia = find_sophia(optimizer)
+def around_training_step(
+    trainer: Any, model: nn.Module, inputs: Any, num_items_in_batch: Any = None, *_: Any, **__: Any
+) -> Iterator[None]:
+    """Around one `Trainer.training_step`: what the engine must know of the batch, and the scale of its loss.
+
+    The estimator is told the labels, which the Trainer may keep from the model.
+    """
+    sophia = find_sophia(trainer.optimizer)
     note = getattr(sophia.estimator, "note_labels", None) if sophia is not None else None
     if note is None:
         yield
         return
-    note(inputs.get("labels") if isinstance(inputs, Mapping) else None)
+    batch = inputs if isinstance(inputs, Mapping) else {}
+    divide_once(trainer, batch, num_items_in_batch)
+    note(batch.get("labels"))
     try:
-        yield
+        with divided_by_accelerate(trainer):
+            yield
     finally:
         note(None)
 

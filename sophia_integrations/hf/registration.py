@@ -38,7 +38,7 @@ def _add_readouts(_: ModuleType) -> None:
 
 def _extend_trainer(trainer: ModuleType) -> None:
     from .callback import SophiaCallback
-    from .engine import noting_labels, optimizer_cls_and_kwargs
+    from .engine import around_training_step, optimizer_cls_and_kwargs
 
     def get_optimizer_cls_and_kwargs(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> tuple[Any, dict]:
         return optimizer_cls_and_kwargs(*args, **kwargs) or wrapped(*args, **kwargs)
@@ -46,7 +46,7 @@ def _extend_trainer(trainer: ModuleType) -> None:
     def training_step(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
         if getattr(instance, "notes_sophia_labels", False):
             return wrapped(*args, **kwargs)
-        with noting_labels(instance.optimizer, *args, **kwargs):
+        with around_training_step(instance, *args, **kwargs):
             return wrapped(*args, **kwargs)
 
     wrap_function_wrapper(trainer, "Trainer.get_optimizer_cls_and_kwargs", get_optimizer_cls_and_kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from .callback import SophiaCallback
-from .engine import noting_labels, optimizer_cls_and_kwargs
+from .engine import around_training_step, optimizer_cls_and_kwargs
 
 
 class SophiaTrainerMixin:
@@ -41,7 +41,7 @@ class SophiaTrainerMixin:
         return ours
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        with noting_labels(self.optimizer, *args, **kwargs):
+        with around_training_step(self, *args, **kwargs):
             return super().training_step(*args, **kwargs)
 
 

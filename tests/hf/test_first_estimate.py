@@ -33,7 +33,8 @@ def first_step(tmp_path, model, rows, **arguments):
     seen = []
     initial = copy.deepcopy(model)
     model.register_forward_pre_hook(
-        lambda m, a, k: seen.append(k["input_ids"]) if len(seen) < accumulation else None, with_kwargs=True
+        lambda m, a, k: seen.append(k["input_ids"]) if m.training and len(seen) < accumulation else None,
+        with_kwargs=True,
     )
     accumulation = arguments.get("gradient_accumulation_steps", 1)
     trainer = make_trainer(

@@ -27,7 +27,6 @@ from sophia_integrations.recipes.running.train import train
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 
 # Half a megabyte of weights, saved at every step: most of the time goes into checkpoints.

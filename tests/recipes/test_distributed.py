@@ -30,7 +30,6 @@ ADAMW = [*SETTINGS, "training.optim=adamw_torch", "training.optim_args=null"]
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 
 

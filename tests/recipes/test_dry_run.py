@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|lightning|jsonargparse).*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"

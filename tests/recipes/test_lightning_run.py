@@ -19,8 +19,8 @@ from workers.lightning_support import FILTERS, causal_lm, make_trainer, token_lo
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.event_file import EventFile
 from sophia_integrations.recipes.running.events import read_metrics
-from sophia_integrations.recipes.running.lightning_checkpoints import last_good_lightning
-from sophia_integrations.recipes.running.lightning_watch import RunMetrics
+from sophia_integrations.recipes.running.lightning.checkpoints import last_good_lightning
+from sophia_integrations.recipes.running.lightning.watch import RunMetrics
 from sophia_integrations.recipes.running.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.timeout(300),
     *[pytest.mark.filterwarnings(f) for f in FILTERS],
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|jsonargparse).*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*", "ignore:No seed found"),
+    pytest.mark.filterwarnings("ignore:No seed found"),
 ]
 
 RECIPE = """\

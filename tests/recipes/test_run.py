@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 
 

@@ -11,9 +11,9 @@ import pytest
 from sophia_integrations.cli import main
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.folder import RunFolder
-from sophia_integrations.recipes.running.smoke import smoke
-from sophia_integrations.recipes.running.smoke_model import small_config
-from sophia_integrations.recipes.running.tiny import guess_family
+from sophia_integrations.recipes.running.smoke.model import small_config
+from sophia_integrations.recipes.running.smoke.smoke import smoke
+from sophia_integrations.recipes.running.smoke.tiny import guess_family
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -21,7 +21,6 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|lightning|jsonargparse).*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 
 ANSWERS = """\

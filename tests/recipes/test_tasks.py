@@ -20,7 +20,6 @@ from sophia_integrations.recipes.running.train import train
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]
 
 WORDS = "zero one two three four five six seven eight nine".split()

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE = "⟦", "⟧"
-_LONGEST = 600  # characters shown of a row
+NEW_LINE = "⏎"
+_LONGEST = 160  # characters shown of text that carries loss throughout, or none
+_LONGEST_ROW = 480
 
 
 def first_batch(data: Prepared, rows: int, seed: int) -> dict[str, Tensor]:
@@ -36,7 +38,7 @@ def describe_batch(
     answers: bool = False,
     shown: int = 4,
 ) -> Iterator[str]:
-    """The first rows of a batch, a line or more each.
+    """The first rows of a batch, a line each.
 
     Args:
         batch: what the collator made.
@@ -46,7 +48,7 @@ def describe_batch(
         shown: rows at most.
     """
     rows, length = batch["input_ids"].shape
-    yield f"one batch, {rows} rows of up to {length} tokens; {OPEN}…{CLOSE} carries no loss:"
+    yield f"one batch, {rows} rows of up to {length} tokens; {OPEN}…{CLOSE} carries no loss, {NEW_LINE} breaks a line:"
     for number in range(min(rows, shown)):
         yield f"  row {number + 1}: {_row(batch, number, tokenizer, labels, answers)}"
     if rows > shown:
@@ -63,25 +65,25 @@ def _row(batch: dict[str, Tensor], number: int, tokenizer: Any, labels: list[str
         text = f"{OPEN}{_text(tokenizer, ids)}{CLOSE} → {_text(tokenizer, target[target != IGNORED])}"
     else:
         text = _marked(tokenizer, ids, (target[kept] == IGNORED).tolist())
-    return _short(text) + (f"  (+ {padding} of padding)" if padding else "")
+    return text + (f"  (+ {padding} of padding)" if padding else "")
 
 
 def _marked(tokenizer: Any, ids: Tensor, ignored: list[bool]) -> str:
-    parts = []
+    row, hidden = "", 0
     for silent, group in itertools.groupby(zip(ids.tolist(), ignored, strict=True), key=lambda pair: pair[1]):
-        text = _text(tokenizer, [token for token, _ in group])
-        parts.append(f"{OPEN}{text}{CLOSE}" if silent else text)
-    return "".join(parts)
+        tokens = [token for token, _ in group]
+        if len(row) > _LONGEST_ROW:
+            hidden += len(tokens)
+            continue
+        text = _text(tokenizer, tokens)
+        row += f"{OPEN}{text}{CLOSE}" if silent else text
+    return row + (f" … ({hidden:,} tokens more)" if hidden else "")
 
 
 def _text(tokenizer: Any, ids: Any) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False).replace("\n", "\n    ")
-
-
-def _short(text: str) -> str:
+    """The text on one line, its middle left out where it is long: the ends show what follows what."""
+    text = tokenizer.decode(ids, skip_special_tokens=False).replace("\n", NEW_LINE)
     if len(text) <= _LONGEST:
         return text
-    cut = text[:_LONGEST]
-    return (
-        cut + (CLOSE if cut.rfind(OPEN) > cut.rfind(CLOSE) else "") + f" … ({len(text) - _LONGEST:,} characters more)"
-    )
+    end = _LONGEST // 3
+    return f"{text[: _LONGEST - end]} … {len(text) - _LONGEST:,} characters … {text[-end:]}"

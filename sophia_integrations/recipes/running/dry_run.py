@@ -37,7 +37,7 @@ def dry_run(
     folder.require_same(asked)
     settings = folder_and_settings(adapted)[1]
     if draft.framework == "lightning":
-        from .lightning_dry_run import build_plan
+        from .lightning.dry_run import build_plan
     else:
         build_plan = _build_plan
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
@@ -83,10 +83,10 @@ def _build_plan(
         passes_of(optimizer, recipe.training),
         checkpoints_kept(arguments, length),
     )
-    for line in [*plan.describe(), disk_in_words(plan, folder)]:
-        say(line)
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
+        say(line)
+    for line in [*plan.describe(), disk_in_words(plan, folder)]:
         say(line)
 
 

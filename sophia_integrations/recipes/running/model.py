@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,9 @@ def _adapted(model: PreTrainedModel, words: dict[str, Any], row: Task) -> Any:
     from peft import LoraConfig, get_peft_model
 
     try:
-        return get_peft_model(model, LoraConfig(**{"task_type": row.peft_type, **words}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")  # peft still asks for it
+            return get_peft_model(model, LoraConfig(**{"task_type": row.peft_type, **words}))
     except (ValueError, TypeError) as error:
         raise UserError(f"model.peft: {' '.join(str(error).split())}") from None
 

@@ -101,9 +101,9 @@ def _prepare_lightning(settings: dict[str, Any], aside: RunFolder, say: Callable
     import torch
 
     from ...lightning import TextDataModule
-    from .lightning import build, quiet
-    from .lightning_dry_run import for_this_machine
-    from .lightning_settings import for_this_run
+    from .lightning.dry_run import for_this_machine
+    from .lightning.run import build, quiet
+    from .lightning.settings import for_this_run
 
     here, _ = for_this_machine(settings)
     small = (here["model"].get("init_args") or {}).get("config") is not None

@@ -17,7 +17,7 @@ from ..reading.lightning import is_lightning
 from ..reading.loader import Draft, check, read
 from .folder import RunFolder, choose_folder, resolve
 from .launch import end_with_launcher
-from .lightning_settings import RUN_DIR, resolve_lightning, run_dir
+from .lightning.settings import RUN_DIR, resolve_lightning, run_dir
 from .processes import Processes
 
 NEEDED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "tqdm", "tensorboard")
@@ -134,7 +134,7 @@ def run_in(
                 f"choose one on a shared disk with {folder.setting}=PATH"
             )
         if lightning:
-            from .lightning import run
+            from .lightning.run import run
         else:
             from .run import run
 

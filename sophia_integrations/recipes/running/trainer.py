@@ -61,7 +61,7 @@ def build_trainer(
     from transformers import PrinterCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from .loss_scale import divide_where_models_do_not
+    from ...hf.loss_scale import divide_where_the_model_does_not
     from .metrics import MetricsWriter
     from .progress import RunProgress
     from .resume import RunningLoss, StopOnSignal
@@ -91,7 +91,7 @@ def build_trainer(
         else:
             os.environ["TENSORBOARD_LOGGING_DIR"] = before
     trainer.remove_callback(PrinterCallback)
-    divide_where_models_do_not(trainer, data.collate([data.validation[0]]))
+    divide_where_the_model_does_not(trainer, data.collate([data.validation[0]]))
     running_loss.trainer = trainer
     trainer.processes = processes
     return trainer, watch

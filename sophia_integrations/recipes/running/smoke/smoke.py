@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
-from .anywhere import read_anywhere
-from .folder import RunFolder
-from .processes import Processes
-from .train import Outcome, folder_and_settings, require_packages, require_packages_of, run_in
+from ....errors import UserError
+from ..anywhere import read_anywhere
+from ..folder import RunFolder
+from ..processes import Processes
+from ..train import Outcome, folder_and_settings, require_packages, require_packages_of, run_in
 
 if TYPE_CHECKING:
-    from .smoke_data import Sample
+    from .data import Sample
 
 INPUTS = "inputs"
 STEPS, INTERVAL = 8, 3  # estimates at steps 1, 4 and 7
@@ -61,7 +61,7 @@ def smoke(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[
     disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="sophia-smoke-") as place:
         if lightning:
-            from .smoke_lightning import miniature
+            from .lightning import miniature
         else:
             miniature = _miniature
         small, changes = miniature(settings, Path(place))
@@ -96,7 +96,7 @@ def _verdict(estimates: int | None, folder: Path) -> list[str]:
 
 def _miniature(settings: dict[str, Any], place: Path) -> tuple[dict[str, Any], list[str]]:
     """The recipe in miniature, its files in `place`, and what was changed."""
-    from .smoke_data import sample
+    from .data import sample
 
     small = copy.deepcopy(settings)
     task, data = small["task"], small["data"]
@@ -122,7 +122,7 @@ def _shrink_data(data: dict[str, Any], rows: Sample, place: Path, changes: list[
 
 
 def _shrink_model(small: dict[str, Any], task: str, rows: Sample, place: Path, changes: list[str]) -> None:
-    from .smoke_model import VOCABULARY, small_config, smoke_model, smoke_tokenizer
+    from .model import VOCABULARY, small_config, smoke_model, smoke_tokenizer
 
     model, tokenizer = small["model"], small.get("tokenizer") or {}
     if "train" in tokenizer:

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ...errors import UserError
-from .checkpoints import free_name
+from ....errors import UserError
+from ..checkpoints import free_name
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
-from .disk import disk_trouble, reason, require_room, unwritable
-from .event_file import EventFile
-from .events import read_metrics
-from .folder import RunFolder
-from .lightning_settings import RUN_DIR, for_this_run
-from .processes import Processes
-from .signals import SignalWatch
+from ....errors import UserError
+from ..disk import disk_trouble, reason, require_room, unwritable
+from ..event_file import EventFile
+from ..events import read_metrics
+from ..folder import RunFolder
+from ..processes import Processes
+from ..signals import SignalWatch
+from .settings import RUN_DIR, for_this_run
 
 if TYPE_CHECKING:
-    from ...lightning.cli import SophiaCLI
-    from .lightning_checkpoints import LightningCheckpoint
-    from .lightning_watch import RunMetrics
+    from ....lightning.cli import SophiaCLI
+    from .checkpoints import LightningCheckpoint
+    from .watch import RunMetrics
 
 _OURS = __name__.partition(".")[0]
 _LIBRARIES = ("lightning", "jsonargparse", "transformers", "peft", "huggingface_hub", "argparse")
 _NOISE = (
     "LightningCLI's args parameter", ".*does not have many workers", ".*exists and is not empty",
-    ".*isinstance.treespec, LeafSpec",
+    ".*isinstance.treespec, LeafSpec", ".is_gradient_checkpointing. is deprecated",
 )  # fmt: skip
 
 
@@ -49,9 +49,9 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
 
 
 def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
-    from .lightning_checkpoints import KeptInFolder, LightningCheckpoint, last_good_lightning
-    from .lightning_finish import evaluate, finish
-    from .lightning_watch import RunMetrics, StopOnSignal, Stopped
+    from .checkpoints import KeptInFolder, LightningCheckpoint, last_good_lightning
+    from .finish import evaluate, finish
+    from .watch import RunMetrics, StopOnSignal, Stopped
 
     def find() -> tuple[str, int] | None:
         found = last_good_lightning(folder.checkpoints, processes.count, say)
@@ -90,7 +90,7 @@ def _run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say:
 
 def build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
     """Model, data and Trainer, by LightningCLI."""
-    from ...lightning.cli import SophiaCLI
+    from ....lightning.cli import SophiaCLI
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own classes, as under `python -m`
@@ -106,7 +106,7 @@ def build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
 
 def _prepare_data(cli: SophiaCLI, folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> None:
     """Of our own data module; any other prepares itself when training begins."""
-    from ...lightning import TextDataModule
+    from ....lightning import TextDataModule
 
     data = cli.datamodule
     if not isinstance(data, TextDataModule):

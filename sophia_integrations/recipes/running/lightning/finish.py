@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...optim import SophiaG
-from .events import read_metrics
-from .folder import RunFolder
-from .lightning_checkpoints import LightningCheckpoint
-from .lightning_watch import RunMetrics, drop_stopped
-from .processes import Processes
-from .summary import complete, replace_folder, summarize
+from ....optim import SophiaG
+from ..events import read_metrics
+from ..folder import RunFolder
+from ..processes import Processes
+from ..summary import complete, replace_folder, summarize
+from .checkpoints import LightningCheckpoint
+from .watch import RunMetrics, drop_stopped
 
 if TYPE_CHECKING:
-    from ...lightning.cli import SophiaCLI
+    from ....lightning.cli import SophiaCLI
 
 _PACKAGES = ("torch", "lightning", "transformers", "tokenizers")
 
@@ -23,7 +23,7 @@ def evaluate(cli: SophiaCLI, checkpoint: LightningCheckpoint | None = None) -> N
     """The validation loss of the weights as they are, or of a checkpoint; nothing without a validation step."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from .lightning import safely
+    from .run import safely
 
     has_data = any(is_overridden("val_dataloader", owner) for owner in (cli.model, cli.datamodule) if owner)
     if not (has_data and is_overridden("validation_step", cli.model) and cli.trainer.limit_val_batches):
@@ -50,7 +50,7 @@ def finish(
         return
     _save_model(cli, folder, say)
     drop_stopped(folder)
-    from .lightning import model_name
+    from .run import model_name
 
     events = read_metrics(folder.metrics)
     names = {

@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from .data import Sample, sample
 from .smoke import INTERVAL, LENGTH, LONGEST, ROWS, STEPS
-from .smoke_data import Sample, sample
 
 _DROPPED = (
     "max_epochs", "min_epochs", "min_steps", "max_time", "limit_train_batches", "limit_test_batches", "overfit_batches",
@@ -52,7 +52,7 @@ def _shrink_data(options: dict[str, Any], rows: Sample, place: Path, changes: li
 def _shrink_model(
     wanted: dict[str, Any], options: dict[str, Any], task: str, rows: Sample, place: Path, changes: list[str]
 ) -> None:
-    from .smoke_model import VOCABULARY, small_config, smoke_model, smoke_tokenizer
+    from .model import VOCABULARY, small_config, smoke_model, smoke_tokenizer
 
     words = None
     if options.get("tokenizer") is not None:

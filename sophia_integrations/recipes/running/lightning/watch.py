@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from .bar import Bar
-from .event_file import EventFile
-from .folder import RunFolder
-from .signals import SignalWatch
+from ..bar import Bar
+from ..event_file import EventFile
+from ..folder import RunFolder
+from ..signals import SignalWatch
 
 _VALIDATION = ("val_loss", "eval_loss", "valid_loss", "validation_loss", "val/loss", "valid/loss", "eval/loss")
 _STOPPED = "stopped-"

@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .folder import RunFolder
-from .lightning import build, model_name, quiet
-from .lightning_settings import for_this_run
-from .memory import weigh
-from .plan import Batch, Length, Passes, Plan, disk_in_words
+from ..folder import RunFolder
+from ..memory import weigh
+from ..plan import Batch, Length, Passes, Plan, disk_in_words
+from .run import build, model_name, quiet
+from .settings import for_this_run
 
 if TYPE_CHECKING:
-    from ...lightning.cli import SophiaCLI
-    from ...text.prepare import Prepared
+    from ....lightning.cli import SophiaCLI
+    from ....text.prepare import Prepared
 
 
 def build_plan(
@@ -24,8 +24,8 @@ def build_plan(
     """Builds everything in the folder `aside` and says what training in `folder` would take."""
     import torch
 
-    from ...lightning import TextDataModule
-    from .batch_text import describe_batch, first_batch
+    from ....lightning import TextDataModule
+    from ..batch_text import describe_batch, first_batch
 
     here, processes = for_this_machine(settings)
     model = (here.get("model") or {}).get("init_args") or {}
@@ -39,9 +39,9 @@ def build_plan(
     data.prepare_data()
     assert data.prepared is not None
     plan = _plan(cli, data.prepared, data.batch_size, max(processes, nproc))
-    for line in [*plan.describe(), disk_in_words(plan, folder)]:
-        say(line)
     for line in describe_batch(first_batch(data.prepared, data.batch_size, data.seed), data.tokenizer_object):
+        say(line)
+    for line in [*plan.describe(), disk_in_words(plan, folder)]:
         say(line)
 
 
@@ -64,7 +64,7 @@ def for_this_machine(settings: dict[str, Any]) -> tuple[dict[str, Any], int]:
 def _plan(cli: SophiaCLI, data: Prepared, rows: int, processes: int) -> Plan:
     from torch import nn
 
-    from ...lightning import CausalLM
+    from ....lightning import CausalLM
 
     module, trainer = cli.model, cli.trainer
     make = module._make_optimizer if isinstance(module, CausalLM) else None
@@ -85,7 +85,7 @@ def _plan(cli: SophiaCLI, data: Prepared, rows: int, processes: int) -> Plan:
 
 
 def _passes(optimizer: Any, callbacks: list[Any]) -> Passes | None:
-    from ...lightning import SophiaCallback, SophiaG, SophiaH
+    from ....lightning import SophiaCallback, SophiaG, SophiaH
 
     if not isinstance(optimizer, SophiaG):
         return None

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from ...text.files import absolute_globs
-from .folder import RunFolder
+from ....errors import UserError
+from ....text.files import absolute_globs
+from ..folder import RunFolder
 
 RUN_DIR = "trainer.default_root_dir"
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from ...text import formats
-from ...text.documents import read_documents, standard_library
-from ...text.files import find, kind_of
-from ...text.rows import Row, StreamRows, column_names, read_files, read_hub
-from ...text.split import require_good
+from ....errors import UserError
+from ....text import formats
+from ....text.documents import read_documents, standard_library
+from ....text.files import find, kind_of
+from ....text.rows import Row, StreamRows, column_names, read_files, read_hub
+from ....text.split import require_good
 
 _ROWS, _HELD = 160, 16
 _DOCUMENT, _TEXT = 4_000, 120_000  # characters kept of a document, and of all

@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from . import cli_completion as completion
-from .cli_arguments import Parser, parse
+from . import completion
+from .arguments import Parser, parse
 
 _EXTRA = {
     "yaml", "pydantic", "torch", "transformers", "accelerate", "tokenizers", "numpy", "matplotlib", "tensorboard",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
-        from .errors import UserError
+        from ..errors import UserError
 
         if not isinstance(error, UserError):
             raise
@@ -152,7 +152,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from . import __version__
+        from .. import __version__
 
         print(f"sophia-integrations {__version__}")
         parser.exit()
@@ -161,7 +161,7 @@ class _Version(argparse.Action):
 def _ls(arguments: argparse.Namespace) -> int:
     import shutil
 
-    from .recipes.catalog import listing
+    from ..recipes.catalog import listing
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(listing(width), end="")
@@ -169,8 +169,8 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from .recipes.reading.loader import read
-    from .recipes.reading.origins import describe_origins
+    from ..recipes.reading.loader import read
+    from ..recipes.reading.origins import describe_origins
 
     draft = read(arguments.recipe, arguments.overrides)
     draft.raise_problems()
@@ -179,7 +179,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _cp(arguments: argparse.Namespace) -> int:
-    from .recipes.catalog import copy
+    from ..recipes.catalog import copy
 
     for path in copy(arguments.recipe, arguments.dest):
         print(path)
@@ -187,10 +187,10 @@ def _cp(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from .recipes.reading.loader import read
+    from ..recipes.reading.loader import read
 
     if arguments.deep:
-        from .recipes.running.dry_run import dry_run
+        from ..recipes.running.dry_run import dry_run
 
         dry_run(arguments.recipe, arguments.overrides, lambda line: None)
         print(f"{arguments.recipe}: valid, and everything but the training was built")
@@ -203,22 +203,22 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     recipe, overrides = arguments.recipe, arguments.overrides
     if arguments.dry_run:
-        from .recipes.running.dry_run import dry_run
+        from ..recipes.running.dry_run import dry_run
 
         dry_run(recipe, overrides, print, arguments.nproc or 1)
         return 0
     if arguments.smoke:
-        from .recipes.running.smoke import smoke
+        from ..recipes.running.smoke.smoke import smoke
 
         if arguments.nproc is not None:
             return _complain("--smoke runs in one process; leave --nproc out")
         return _ended(smoke(recipe, overrides, print))
     if arguments.nproc is not None:
-        from .recipes.running.launch import launch
+        from ..recipes.running.launch import launch
 
         fresh = ["--fresh"] if arguments.fresh else []
         return launch(["train", recipe, *overrides, *fresh], arguments.nproc)
-    from .recipes.running.train import train
+    from ..recipes.running.train import train
 
     return _ended(train(recipe, overrides, fresh=arguments.fresh))
 
@@ -227,7 +227,7 @@ def _ended(outcome: object) -> int:
     if outcome.signal:
         return 128 + outcome.signal
     if outcome.trained:
-        from .reports.plot import plot_run
+        from ..reports.plot import plot_run
 
         plot_run(outcome.folder)
         print(f"Everything is in {outcome.folder}: model, metrics.jsonl, loss.png, summary.json, tensorboard")
@@ -235,7 +235,7 @@ def _ended(outcome: object) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from .recipes.running.prepare import prepare
+    from ..recipes.running.prepare import prepare
 
     prepare(arguments.recipe, arguments.overrides, print)
     return 0
@@ -243,20 +243,20 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _run(words: list[str]) -> int:
     """Outside `main`'s error handling: a script's exceptions and signals are its own."""
-    from .hf.run import run
+    from ..hf.run import run
 
     return run(words)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from .reports.plot import plot_run
+    from ..reports.plot import plot_run
 
     print(plot_run(arguments.run_dir))
     return 0
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from .recipes.reading.json_schema import schema_text
+    from ..recipes.reading.json_schema import schema_text
 
     if arguments.file is None:
         print(schema_text(), end="")

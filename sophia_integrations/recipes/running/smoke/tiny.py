@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ...errors import UserError
+from ....errors import UserError
 
 _WIDTH, _HEADS, _LAYERS, _FEED, _EXPERTS = 64, 2, 2, 128, 4
 _LAYER_NAMES = (

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
-from ...text import formats
-from ...text.cache import digest
-from ...text.rows import Row
-from ...text.source import Side, Source
-from ...text.tokenizer import load_tokenizer, padding, train_tokenizer
-from .smoke_data import Sample, why
-from .tasks import TASKS
+from ....errors import UserError
+from ....text import formats
+from ....text.cache import digest
+from ....text.rows import Row
+from ....text.source import Side, Source
+from ....text.tokenizer import load_tokenizer, padding, train_tokenizer
+from ..tasks import TASKS
+from .data import Sample, why
 from .tiny import guess_family, shrink
 
 if TYPE_CHECKING:

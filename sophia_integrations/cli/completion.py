@@ -26,7 +26,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script for `shell`: bash, zsh or tcsh.  The names of the shipped recipes are in it."""
     import shtab
 
-    from .recipes.catalog import names
+    from ..recipes.catalog import names
 
     known = " ".join(names())
     preamble = {"bash": _BASH.format(names=known), "zsh": _ZSH.format(names=known), "tcsh": ""}

@@ -1,0 +1,5 @@
+"""The command line `sophia`."""
+
+from .commands import main
+
+__all__ = ["main"]

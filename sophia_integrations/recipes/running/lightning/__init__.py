@@ -1,0 +1,1 @@
+"""A LightningCLI recipe, trained: its run folder, checkpoints, figures and dry run."""
