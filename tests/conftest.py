@@ -1,10 +1,12 @@
-"""No test sees the state that accelerate keeps from the Trainer before it; text tests share a tiny corpus."""
+"""No test asks the hub, or sees the state that accelerate keeps from the Trainer before it; a tiny corpus for text."""
 
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
 
 
 @pytest.fixture(autouse=True)

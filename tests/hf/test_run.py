@@ -15,7 +15,7 @@ PYTHON = [sys.executable]
 
 
 def call(command, cwd, timeout=100, **environment):
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = ["timeout", "-k", "5", str(timeout), *map(str, command)]
     return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True)
 

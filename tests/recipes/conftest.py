@@ -45,7 +45,6 @@ sample: {{prompt: "one", max_new_tokens: 8}}
 @pytest.fixture(autouse=True)
 def quiet_place(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOPHIA_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 
@@ -67,7 +66,6 @@ class Sophia:
         environment = {
             **os.environ,
             "SOPHIA_CACHE": str(self.cache),
-            "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

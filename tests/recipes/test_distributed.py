@@ -50,7 +50,6 @@ def start(sophia: Any, launcher: list[str], recipe: Path, overrides: list[str], 
     environment = {
         **os.environ,
         "SOPHIA_CACHE": str(sophia.cache),
-        "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }

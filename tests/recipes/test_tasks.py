@@ -243,6 +243,7 @@ def test_accuracy_is_printed_logged_and_kept(recipe: Callable[..., Path], capsys
     assert best.tolist() == [0, 1, 2]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["chat-lora", "classify-lora"])
 def test_only_adapters_are_trained_and_saved(
     name: str, finished: Callable[..., Any], llama: Path, tmp_path: Path

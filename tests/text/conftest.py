@@ -15,7 +15,6 @@ WORDS = "zero one two three four five six seven eight nine".split()
 @pytest.fixture(autouse=True)
 def quiet_place(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOPHIA_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 

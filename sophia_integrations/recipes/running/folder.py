@@ -121,7 +121,7 @@ class RunFolder:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             text = "# The resolved recipe of this run. To resume it, or to see how it ended:\n"
             text += f"#   sophia train {self.recipe}\n"
-            text += yaml.dump(settings, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
+            text += yaml.dump(settings, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=10**6)
             write_text(self.recipe, text)
 
     def require_same_data(self, text: str) -> None:
