@@ -27,8 +27,11 @@ $(READY): pyproject.toml .ci/constraints.txt
 train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='key=value …' overrides)
 	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
 
+# Two test files at a time; one file's tests share what they set up.
+BESIDE = --numprocesses 2 --dist loadfile
+
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
-	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(BESIDE) $(ARGS)
 
 test-slow: $(READY) ## the statistical checks at full size (minutes)
 	@OMP_NUM_THREADS=1 $(BIN) -m pytest -m slow $(ARGS)
@@ -44,7 +47,7 @@ TESTS4 = tests/hf tests/curvature/test_models.py tests/curvature/test_hutchinson
 	--deselect tests/lightning/test_same_losses.py::test_three_loops_give_the_same_losses
 
 test-transformers4: $(READY4) ## run the tests that touch transformers with the last transformers 4
-	@OMP_NUM_THREADS=1 $(BIN4) -m pytest $(TESTS4) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN4) -m pytest $(BESIDE) $(TESTS4) $(ARGS)
 
 noise: $(READY) ## measure the estimator's noise against its cost
 	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)

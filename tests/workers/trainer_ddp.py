@@ -43,3 +43,4 @@ state = {
     "distributed": str(trainer.accelerator.distributed_type),
 }
 torch.save(state, out / f"rank{rank}.pt")
+torch.distributed.destroy_process_group()
