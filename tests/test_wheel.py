@@ -30,7 +30,7 @@ def test_it_holds_one_package_with_every_recipe(wheel: Path) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"sophia_integrations"}
     recipes = {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
     assert recipes and {f"{LIBRARY}{name}" for name in recipes} <= set(names)
-    assert f"{LIBRARY}schema.json" in names
+    assert f"{LIBRARY}schema-hf.json" in names
     assert not [name for name in names if name.startswith(LIBRARY) and name.endswith(".py")]
 
 
@@ -59,5 +59,5 @@ def test_its_recipes_work_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     assert str(place) in sophia("show", "hf/pretrain-gpt2-stdlib")
     assert sophia("cp", "hf/pretrain-gpt2-stdlib", "own.yaml") == "own.yaml\n"
     own = (elsewhere / "own.yaml").read_text(encoding="utf-8")
-    assert f"$schema={place / LIBRARY / 'schema.json'}\n" in own
+    assert f"$schema={place / LIBRARY / 'schema-hf.json'}\n" in own
     assert sophia("validate", "own.yaml") == "own.yaml: valid\n"

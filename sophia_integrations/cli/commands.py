@@ -121,11 +121,14 @@ def build_parser() -> Parser:
     schema = verbs.add_parser(
         "schema",
         help="print the JSON Schema of recipes, for editors that complete and check YAML",
-        description="The schema holds our keys and those of the installed transformers and peft. In a recipe, the line "
-        "'# yaml-language-server: $schema=FILE' points an editor to it.",
+        description="The schema holds our keys and those of the installed transformers, peft and lightning. In a "
+        "recipe, the line '# yaml-language-server: $schema=FILE' points an editor to it.",
     )
     file = schema.add_argument("file", metavar="FILE", nargs="?", help="write it there instead of printing it")
     file.complete = completion.FILE  # type: ignore[attr-defined]
+    schema.add_argument(
+        "--framework", choices=("hf", "lightning"), default="hf", help="whose recipes to describe (default: hf)"
+    )
     schema.set_defaults(verb=_schema)
 
     complete = verbs.add_parser(
@@ -256,13 +259,14 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from ..recipes.reading.json_schema import schema_text
+    from ..recipes.catalog import schema_text
 
+    text = schema_text(arguments.framework)
     if arguments.file is None:
-        print(schema_text(), end="")
+        print(text, end="")
     else:
         with open(arguments.file, "w", encoding="utf-8") as file:
-            file.write(schema_text())
+            file.write(text)
         print(arguments.file)
     return 0
 

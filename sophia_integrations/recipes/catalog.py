@@ -6,6 +6,7 @@ In an installed package they lie in ``recipes/library/``; a checkout has them in
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -64,10 +65,19 @@ def entries() -> list[Entry]:
     return [_entry(name, file) for name, file in names().items()]
 
 
-def schema() -> Path | None:
-    """The JSON Schema that the shipped recipes point their editors to."""
-    folder = library()
-    return folder / "schema.json" if folder is not None and (folder / "schema.json").is_file() else None
+def schema_file(framework: str) -> Path | None:
+    """The JSON Schema that the shipped recipes of a framework point their editors to."""
+    file = (library() or Path()) / f"schema-{framework}.json"
+    return file if file.is_file() else None
+
+
+def schema_text(framework: str) -> str:
+    """The JSON Schema of a framework's recipes, with the words of the packages installed here."""
+    if framework == "lightning":
+        from .reading.lightning_schema import lightning_schema as made
+    else:
+        from .reading.json_schema import recipe_schema as made
+    return json.dumps(made(), indent=1, ensure_ascii=False) + "\n"
 
 
 def find(wanted: str | os.PathLike[str]) -> Path:
@@ -161,7 +171,8 @@ def _moved(text: str, source: Path, target: Path) -> str:
     name = next((name for name, file in names().items() if file == source), None)
     if name is None:
         return text
-    editors = f"# yaml-language-server: $schema={schema()}" if schema() is not None else "#"
+    schema = schema_file(name.partition("/")[0])
+    editors = f"# yaml-language-server: $schema={schema}" if schema is not None else "#"
     text = re.sub(r"^# yaml-language-server:.*$", lambda _: editors, text, count=1, flags=re.MULTILINE)
     return text.replace(f"sophia train recipes/{name}.yaml", f"sophia train {target}", 1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import run_worker
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.events import read_metrics
@@ -216,3 +217,9 @@ def test_processes_that_cannot_be_connected_are_a_sentence(recipe: Path, monkeyp
 def test_nproc_must_be_a_count(recipe: Path, sophia: Any, tmp_path: Path) -> None:
     code, _, err = sophia.finish(sophia.start("train", recipe, "--nproc", 0, cwd=tmp_path))
     assert (code, err) == (2, "--nproc: expected at least 1, found 0\n")
+
+
+def test_nothing_holds_the_process_group_when_a_run_has_ended(recipe: Path, tmp_path: Path, cache: Path) -> None:
+    """Whatever does would end gloo's threads while the interpreter exits, which now and then aborts a complete run."""
+    done = run_worker("recipe_leaves", recipe, *ADAMW, processes=2)
+    assert done.stdout.count("held by 0") == 2, done.stdout

@@ -5,9 +5,10 @@ It is for completing and catching typos while writing; ``sophia validate`` knows
 
 from __future__ import annotations
 
-import json
 import typing
+from collections.abc import Mapping
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from . import signatures, sources, words
@@ -39,35 +40,42 @@ def recipe_schema() -> dict[str, Any]:
         "properties": _training(),
         "additionalProperties": False,
     }
-    model = schema["$defs"]["Model"]["properties"]
-    model["config"] = {"type": ["object", "null"], "properties": {"model_type": {"enum": _all_types()}}}
-    lora = words.lora_words()
-    if lora is not None:
-        described = _helps("peft.LoraConfig")
-        keys = {name: _property(name, kind, described) for name, kind in lora.items()}
-        model["peft"] = {"type": ["object", "null"], "properties": keys, "additionalProperties": False}
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _installed())
+    schema["$defs"]["Model"]["properties"] |= {"config": model_config(), "peft": adapters()}
+    return document(schema, "hf", ("transformers", "peft"))
+
+
+def document(schema: dict[str, Any], framework: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    """A whole schema: `schema` with its title and the versions of those `packages` that are installed."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages if sources.module(name) is not None)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
-        "$comment": f"Made by sophia schema with {versions}",
+        "$comment": f"Made by sophia schema --framework {framework} with {versions}",
         **{key: value for key, value in schema.items() if key != "title"},
-        "title": "A recipe of sophia-integrations (framework: hf)",
+        "title": f"A recipe of sophia-integrations (framework: {framework})",
     }
 
 
-def schema_text() -> str:
-    """The schema as the text of a file."""
-    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+def model_config() -> dict[str, Any]:
+    """A transformers config: the kinds of model that it may name."""
+    return {"type": ["object", "null"], "properties": {"model_type": {"enum": _all_types()}}}
 
 
-def _installed() -> list[str]:
-    return [name for name in ("transformers", "peft") if sources.module(name) is not None]
+def adapters() -> dict[str, Any]:
+    """The words of `peft.LoraConfig`, as far as peft is installed."""
+    lora = words.lora_words()
+    if lora is None:
+        return {"type": ["object", "null"]}
+    described = _helps("peft.LoraConfig")
+    keys = {name: property_of(name, kind, described) for name, kind in lora.items()}
+    return {"type": ["object", "null"], "properties": keys, "additionalProperties": False}
 
 
 def _training() -> dict[str, Any]:
     described = _helps("transformers.training_args.TrainingArguments")
     return {
-        name: _property(name, kind, described) for name, kind in words.training_words().items() if name not in NOT_HERE
+        name: property_of(name, kind, described)
+        for name, kind in words.training_words().items()
+        if name not in NOT_HERE
     }
 
 
@@ -76,7 +84,8 @@ def _helps(dotted: str) -> dict[str, str]:
     return signatures.helps(source) if source is not None else {}
 
 
-def _property(name: str, kind: Any, described: dict[str, str]) -> dict[str, Any]:
+def property_of(name: str, kind: Any, described: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The schema of one argument, of the type `kind`; {} where the type does not settle it."""
     found = _typed(kind, words.choices(name))
     if name in described:
         found["description"] = described[name]
@@ -86,16 +95,17 @@ def _property(name: str, kind: Any, described: dict[str, str]) -> dict[str, Any]
 def _typed(annotation: Any, more: tuple[str, ...] = ()) -> dict[str, Any]:
     parts = options(annotation)
     known = [*choices(annotation), *more] if choices(annotation) else []
-    kinds = []
+    kinds: set[str] = set()  # typing gives Union[int, float] for Union[float, int] once the first was made
     for part in parts:
         origin = typing.get_origin(part) or part
         if origin in _KINDS and not (origin is str and enumerated(annotation)):
-            kinds.append(_KINDS[origin])
+            kinds.add(_KINDS[origin])
         elif not known or origin is Any:
             return {}
+    found = sorted(kinds)
     if not known:
-        return {"type": kinds[0] if len(kinds) == 1 else kinds}
-    return {"anyOf": [{"enum": known}, *({"type": kind} for kind in kinds)]} if kinds else {"enum": known}
+        return {"type": found[0] if len(found) == 1 else found}
+    return {"anyOf": [{"enum": known}, *({"type": kind} for kind in found)]} if found else {"enum": known}
 
 
 def _all_types() -> list[str]:

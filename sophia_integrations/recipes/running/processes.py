@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import time
@@ -129,6 +130,7 @@ class Processes:
         if dist.is_initialized() and (not failed or dist.get_backend() == "gloo"):  # NCCL may wait for who failed
             dist.destroy_process_group()
         self._group = None
+        gc.collect()  # DDP, in a cycle, still holds the group, whose threads would abort an interpreter that exits
         until = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):
             self._store.set(f"left-{self.rank}", "")
