@@ -8,6 +8,7 @@ import sophia_integrations
 PACKAGE = Path(sophia_integrations.__file__).parent
 ROWS = {
     "errors": 0,
+    "ranges": 0,
     "optim": 1,
     "curvature": 2,
     "text": 2,

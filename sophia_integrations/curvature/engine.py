@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Estimate
+from ..ranges import out_of_range
 from .isolation import isolated
 from .readout import Readout, readout_for
 from .reduction import DiagonalSum, is_flattened, rank_of
@@ -45,10 +46,9 @@ class UnitEstimator:
         readout: Readout | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}.")
-        if not isinstance(units, int) or units < 1:
-            raise ValueError(f"units must be a whole number of at least 1, got {units!r}.")
+        problem = out_of_range("fraction", fraction) or out_of_range("units", units)
+        if problem:
+            raise ValueError(problem)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.model = model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..optim import Estimate
+from ..ranges import out_of_range
 from .engine import UnitEstimator
 from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .readout import Readout
@@ -77,8 +78,9 @@ class Hutchinson(UnitEstimator):
     ) -> None:
         if probe not in _DRAW:
             raise ValueError(f"probe must be one of {', '.join(_DRAW)}, got {probe!r}.")
-        if not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}.")
+        problem = out_of_range("probes", probes)
+        if problem:
+            raise ValueError(problem)
         super().__init__(model, fraction=fraction, units=units, seed=seed, readout=readout, process_group=process_group)
         self.probe, self.probes = probe, probes
         self._loss = loss or self._own_loss

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..ranges import out_of_range
+
 NAMES = ("sophia", "sophia_g", "sophia_h")
 OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "hessian_interval": int}
 ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int, "hessian_probes": int}
@@ -30,7 +32,8 @@ def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, fl
         The keys that were given, as float or int.
 
     Raises:
-        ValueError: an unknown key (the nearest one is named), a value of the wrong type, a malformed string.
+        ValueError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a malformed
+            string.
     """
     types = {**OPTIMIZER_KEYS, **ESTIMATOR_KEYS}
     parsed: dict[str, float | int] = {}
@@ -44,6 +47,9 @@ def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, fl
         except (TypeError, ValueError):
             kind = "a whole number" if types[key] is int else "a number"
             raise ValueError(f"optim_args: {key} must be {kind}, got {value!r}.") from None
+        problem = out_of_range(key, parsed[key])
+        if problem:
+            raise ValueError(f"optim_args: {problem}")
     return parsed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,34 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranges import out_of_range
+
 _FIXED_IN_A_RUN = ("betas", "rho", "eps", "weight_decay", "hessian_interval", "maximize")
+_NUMBERS = ("lr", "rho", "eps", "weight_decay")
 _INTERNAL = ("torch", __name__.partition(".")[0])
 
 
 def check_hyperparameters(options: dict[str, Any]) -> None:
     """Raise ValueError for a hyperparameter of one parameter group that is out of range."""
-    for name in ("lr", "rho", "eps", "weight_decay"):
-        value = options[name]
-        if isinstance(value, Tensor):
+    for name, value in options.items():
+        if isinstance(value, Tensor) and name in _NUMBERS:
             if name != "lr" or value.numel() != 1:
                 raise ValueError(f"{name} must be a number; only lr may be a tensor, with one element.")
             value = value.item()
-        if not _is_number(value) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
-    if options["eps"] < torch.finfo(torch.float32).tiny:
-        raise ValueError(
-            f"eps must be at least 1.2e-38, or float32 rounds it to 0, got {options['eps']!r}: it is the floor of "
-            "rho * hessian in a division."
-        )
-    betas = options["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers, (beta1, beta2), got {betas!r}.")
-    for i, beta in enumerate(betas, 1):
-        if not _is_number(beta) or not 0 <= beta < 1:
-            raise ValueError(f"beta{i} must be at least 0 and below 1, got {beta!r}.")
-    interval = options["hessian_interval"]
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-        raise ValueError(f"hessian_interval must be a whole number of at least 1, got {interval!r}.")
+        problem = out_of_range(name, value)
+        if problem:
+            raise ValueError(problem)
 
 
 def check_parameter(param: Tensor) -> None:
@@ -101,7 +89,3 @@ def warn_caller(message: str) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, list)) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from ...ranges import out_of_range
 from . import signatures, sources
 from .checks import check_config, check_peft
 from .values import fits, type_problem
@@ -111,6 +112,11 @@ def _check_spec(spec: dict[str, Any], here: Path, draft: Draft) -> None:
         for name, parameter in known.items():
             if parameter.required and name not in arguments and "dict_kwargs" not in spec:
                 draft.add(here, f"the argument {name!r} of {class_path} is missing under init_args", key=True)
+    if source is not None and source.path.startswith("sophia_integrations."):
+        for name, value in arguments.items():
+            problem = out_of_range(name, value) if not draft.has_problem((*here, "init_args", name)) else None
+            if problem:
+                draft.add((*here, "init_args", name), problem)
     if source is not None and source.path == _CAUSAL_LM:
         if isinstance(arguments.get("config"), dict):
             check_config(arguments["config"], (*here, "init_args", "config"), "pretrain", draft)
