@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
 def complete(line: str) -> set[str]:
     """What bash offers for the last word of a line."""
     code = f"""
-        eval "$({sys.executable} -m sophia_integrations completion bash)"
+        eval "$({shlex.quote(sys.executable)} -m sophia_integrations completion bash)"
         COMP_WORDS=({line} ''); [[ '{line}' == *[![:space:]] ]] && unset 'COMP_WORDS[-1]'
         COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
         $(complete -p sophia | sed 's/.*-F *//; s/ .*//') sophia "${{COMP_WORDS[COMP_CWORD]}}" ''

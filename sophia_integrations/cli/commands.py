@@ -233,7 +233,9 @@ def _ended(outcome: object) -> int:
         from ..reports.plot import plot_run
 
         plot_run(outcome.folder)
-        print(f"Everything is in {outcome.folder}: model, metrics.jsonl, loss.png, summary.json, tensorboard")
+        parts = ("model", "checkpoints", "metrics.jsonl", "loss.png", "summary.json", "tensorboard")
+        made = ", ".join(part for part in parts if (outcome.folder / part).exists())
+        print(f"Everything is in {outcome.folder}: {made}")
     return 0
 
 

@@ -16,6 +16,7 @@ import yaml
 from tiny_language import save_tiny_chat_model, write_chats
 from workers.lightning_support import FILTERS, causal_lm, make_trainer, token_loader
 
+from sophia_integrations.cli import main
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.event_file import EventFile
 from sophia_integrations.recipes.running.events import read_metrics
@@ -143,7 +144,7 @@ def test_a_run_learns_and_leaves_everything(whole_run: tuple[Path, str, str]) ->
     assert "lightning" in summary["versions"]
 
     lines = out.strip().splitlines()
-    assert lines[-1].startswith(f"Everything is in {Path('runs/tiny')}: model, metrics.jsonl, loss.png")
+    assert lines[-1].startswith(f"Everything is in {Path('runs/tiny')}: model, checkpoints, metrics.jsonl, loss.png")
     assert re.search(r"^model: gpt2, [\d,]+ parameters, optimizer SophiaG$", out, re.M)
     assert re.search(r"^step 30/60  loss [\d.]+  win rate [\d.]+  \d+:\d\d left$", out, re.M)
     assert "Warning" not in err and "GPU available" not in out + err
@@ -338,7 +339,9 @@ class Mine(LightningModule):
 '''
 
 
-def test_a_module_of_the_user_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_the_user_beside_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     callbacks = [{"class_path": "sophia_integrations.lightning.SophiaCallback"}]
@@ -347,7 +350,10 @@ def test_a_module_of_the_user_beside_the_recipe(tmp_path: Path, monkeypatch: pyt
         "trainer": {"max_epochs": 4, "accelerator": "cpu", "log_every_n_steps": 8, "callbacks": callbacks},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
-    folder = train("own.yaml", say=lambda line: None).folder
+    assert main(["train", "own.yaml"]) == 0
+    folder = Path("runs/own")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Everything is in {folder}: checkpoints, metrics.jsonl, loss.png, summary.json, tensorboard"
     assert [step for step, *_ in losses(folder)] == [8, 16, 24, 32, 40, 48, 56, 64]  # of both optimizers
     assert losses(folder)[-1][2] < losses(folder)[0][2]
     summary = json.loads((folder / "summary.json").read_text())
