@@ -261,7 +261,7 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from ..recipes.catalog import schema_text
+    from ..recipes.reading.editors import schema_text
 
     text = schema_text(arguments.framework)
     if arguments.file is None:

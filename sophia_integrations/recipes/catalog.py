@@ -6,7 +6,6 @@ In an installed package they lie in ``recipes/library/``; a checkout has them in
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -69,15 +68,6 @@ def schema_file(framework: str) -> Path | None:
     """The JSON Schema that the shipped recipes of a framework point their editors to."""
     file = (library() or Path()) / f"schema-{framework}.json"
     return file if file.is_file() else None
-
-
-def schema_text(framework: str) -> str:
-    """The JSON Schema of a framework's recipes, with the words of the packages installed here."""
-    if framework == "lightning":
-        from .reading.lightning_schema import lightning_schema as made
-    else:
-        from .reading.json_schema import recipe_schema as made
-    return json.dumps(made(), indent=1, ensure_ascii=False) + "\n"
 
 
 def find(wanted: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from .wording import did_you_mean, found
 from .yaml_places import Path
 
 if TYPE_CHECKING:
-    from .loader import Draft
+    from .draft import Draft
 
 NOT_HERE = {
     "output_dir": "the run folder is set by run_dir, at the top level",

@@ -13,7 +13,7 @@ from . import words
 from .yaml_places import Path
 
 if TYPE_CHECKING:
-    from .loader import Draft
+    from .draft import Draft
 
 
 def construct(raw: dict[str, Any], draft: Draft) -> None:

@@ -17,7 +17,7 @@ from .wording import did_you_mean, found, near
 from .yaml_places import Path, parse
 
 if TYPE_CHECKING:
-    from .loader import Draft
+    from .draft import Draft
 
 _FIRST = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
 _ONLY_LIGHTNING = ("trainer", "seed_everything", "lr_scheduler", "ckpt_path")

@@ -21,7 +21,7 @@ from .wording import choices, describe, did_you_mean, found, options, plain
 from .yaml_places import Path
 
 if TYPE_CHECKING:
-    from .loader import Draft
+    from .draft import Draft
 
 _FRAME = ("Parser key", "Does not validate", "Subtypes:", "Errors:", "Given value", "Problem with given class_path")
 _PARTS = ("seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")

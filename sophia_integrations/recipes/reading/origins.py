@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .loader import Draft
+from .draft import Draft
 from .yaml_places import Path, RecipeDumper
 
 _WIDEST = 76  # where the comments stand at most, however long one value is

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ..reading.loader import Draft, check, read
+from ..reading.draft import Draft
+from ..reading.loader import check, read
 
 _GPU_ONLY = ("fp16", "fp16_full_eval", "tf32", "torch_compile")
 

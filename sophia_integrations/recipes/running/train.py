@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..reading.draft import Draft
 from ..reading.lightning import is_lightning
-from ..reading.loader import Draft, check, read
+from ..reading.loader import check, read
 from .folder import RunFolder, choose_folder, resolve
 from .launch import end_with_launcher
 from .lightning.settings import RUN_DIR, resolve_lightning, run_dir

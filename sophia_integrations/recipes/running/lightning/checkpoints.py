@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 from collections.abc import Callable
@@ -21,6 +22,11 @@ class LightningCheckpoint:
 
     path: Path
     step: int
+
+    def options(self, entry: Callable[..., Any]) -> dict[str, Any]:
+        """What `Trainer.fit` or `Trainer.validate` takes to begin here, without running code that the file holds."""
+        safely = {"weights_only": True} if "weights_only" in inspect.signature(entry).parameters else {}
+        return {"ckpt_path": str(self.path), **safely}
 
 
 def last_good_lightning(folder: Path, processes: int, say: Callable[[str], object]) -> LightningCheckpoint | None:

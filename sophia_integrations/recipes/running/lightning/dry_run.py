@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..folder import RunFolder
 from ..memory import weigh
 from ..plan import Batch, Length, Passes, Plan, disk_in_words
-from .run import build, model_name, quiet
+from .run import build, quiet
 from .settings import for_this_run
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _plan(cli: SophiaCLI, data: Prepared, rows: int, processes: int) -> Plan:
     from torch import nn
 
     from ....lightning import CausalLM
+    from .finish import model_name
 
     module, trainer = cli.model, cli.trainer
     make = module._make_optimizer if isinstance(module, CausalLM) else None

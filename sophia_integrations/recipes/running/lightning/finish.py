@@ -23,14 +23,12 @@ def evaluate(cli: SophiaCLI, checkpoint: LightningCheckpoint | None = None) -> N
     """The validation loss of the weights as they are, or of a checkpoint; nothing without a validation step."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from .run import safely
-
     has_data = any(is_overridden("val_dataloader", owner) for owner in (cli.model, cli.datamodule) if owner)
     if not (has_data and is_overridden("validation_step", cli.model) and cli.trainer.limit_val_batches):
         return
     options: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
     if checkpoint is not None:
-        options.update(ckpt_path=str(checkpoint.path), **safely(cli.trainer.validate))
+        options.update(checkpoint.options(cli.trainer.validate))
     cli.trainer.validate(cli.model, **options)
 
 
@@ -50,8 +48,6 @@ def finish(
         return
     _save_model(cli, folder, say)
     drop_stopped(folder)
-    from .run import model_name
-
     events = read_metrics(folder.metrics)
     names = {
         "model": model_name(cli.model),
@@ -69,6 +65,12 @@ def finish(
         packages=_PACKAGES,
     )
     complete(folder, summary, any("loss" in event for event in events), say)
+
+
+def model_name(module: Any) -> str:
+    """The type of the transformers model in a module, such as gpt2, or the name of the module's class."""
+    config = getattr(getattr(module, "model", None), "config", None)
+    return getattr(config, "model_type", None) or type(module).__name__
 
 
 def _save_model(cli: SophiaCLI, folder: RunFolder, say: Callable[[str], object]) -> None:

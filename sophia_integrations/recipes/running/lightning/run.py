@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import logging
 import os
 import sys
@@ -126,6 +125,8 @@ def _checkpoint_bytes(cli: SophiaCLI) -> int:
 
 
 def _describe(cli: SophiaCLI, settings: dict[str, Any]) -> str:
+    from .finish import model_name
+
     parameters = list(cli.model.parameters())
     total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
     size = f"{total:,} parameters" + (f" of which {trained:,} are trained" if trained < total else "")
@@ -133,12 +134,6 @@ def _describe(cli: SophiaCLI, settings: dict[str, Any]) -> str:
     named = settings.get("optimizer") or (arguments or {}).get("optimizer") or ""
     optimizer = str(named.get("class_path", "") if isinstance(named, dict) else named).rpartition(".")[2]
     return f"model: {model_name(cli.model)}, {size}" + (f", optimizer {optimizer}" if optimizer else "")
-
-
-def model_name(module: Any) -> str:
-    """The type of the transformers model in a module, such as gpt2, or the name of the module's class."""
-    config = getattr(getattr(module, "model", None), "config", None)
-    return getattr(config, "model_type", None) or type(module).__name__
 
 
 def _misses_evaluation(cli: SophiaCLI, folder: RunFolder, step: int) -> bool:
@@ -153,14 +148,9 @@ def _misses_evaluation(cli: SophiaCLI, folder: RunFolder, step: int) -> bool:
 def _fit(cli: SophiaCLI, checkpoint: LightningCheckpoint | None, metrics: RunMetrics) -> None:
     options: dict[str, Any] = {"datamodule": cli.datamodule}
     if checkpoint is not None:
-        options.update(ckpt_path=str(checkpoint.path), **safely(cli.trainer.fit))
+        options.update(checkpoint.options(cli.trainer.fit))
     with _as_sentence(lambda: not metrics.began):
         cli.trainer.fit(cli.model, **options)
-
-
-def safely(entry: Callable[..., Any]) -> dict[str, bool]:
-    """The option that keeps a checkpoint from running code, where this Lightning has one."""
-    return {"weights_only": True} if "weights_only" in inspect.signature(entry).parameters else {}
 
 
 @contextlib.contextmanager

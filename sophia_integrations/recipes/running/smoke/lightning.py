@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import Sample, sample
-from .smoke import INTERVAL, LENGTH, LONGEST, ROWS, STEPS
+from .sizes import INTERVAL, LENGTH, LONGEST, ROWS, STEPS
 
 _DROPPED = (
     "max_epochs", "min_epochs", "min_steps", "max_time", "limit_train_batches", "limit_test_batches", "overfit_batches",

@@ -15,13 +15,12 @@ from ..anywhere import read_anywhere
 from ..folder import RunFolder
 from ..processes import Processes
 from ..train import Outcome, folder_and_settings, require_packages, require_packages_of, run_in
+from .sizes import INTERVAL, LENGTH, LONGEST, ROWS, STEPS
 
 if TYPE_CHECKING:
     from .data import Sample
 
 INPUTS = "inputs"
-STEPS, INTERVAL = 8, 3  # estimates at steps 1, 4 and 7
-ROWS, LENGTH, LONGEST = 4, 64, 256
 _ONLY_ELSEWHERE = {
     "fp16", "fp16_full_eval", "bf16_full_eval", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "deepspeed", "fsdp", "fsdp_config", "use_liger_kernel", "push_to_hub", "hub_model_id", "hub_token", "ddp_backend",
