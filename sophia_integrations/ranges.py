@@ -1,6 +1,6 @@
 """The ranges of Sophia's options, and the sentence for a value outside its own.
 
-It imports nothing, so that a recipe is checked by the same ranges without torch.
+It needs the standard library alone, so that a recipe is checked by the same ranges without torch.
 """
 
 from __future__ import annotations
@@ -9,23 +9,37 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-SMALLEST_EPS = 2.0**-126
+_SMALLEST_EPS = 2.0**-126
 """The smallest normal float32."""
 
 
+def require_in_range(**options: Any) -> None:
+    """Raise ValueError with the sentence of the first option that `out_of_range` has one for."""
+    for name, value in options.items():
+        problem = out_of_range(name, value)
+        if problem:
+            raise ValueError(problem)
+
+
 def out_of_range(name: str, value: Any) -> str | None:
-    """What is wrong with the value of an option, as one sentence that begins with `name`; None when nothing is.
+    """What is wrong with the value of an option, as one sentence that begins with its name; None when nothing is.
 
     Args:
         name: an option of `SophiaG` or of an estimator, there with or without ``hessian_`` before it. Others have no
             range.
         value: what was given for it.
     """
+    if name == "betas":
+        return _betas_out_of_range(value)
     check = _CHECKS.get(name) or _CHECKS.get(name.removeprefix("hessian_"))
     problem = check(value) if check is not None else None
-    if problem is None:
-        return None
-    return problem if name == "betas" else f"{name} must be {problem}, got {value!r}."
+    return None if problem is None else f"{name} must be {problem}, got {value!r}."
+
+
+def _betas_out_of_range(value: Any) -> str | None:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return f"betas must be two numbers, (beta1, beta2), got {value!r}."
+    return out_of_range("beta1", value[0]) or out_of_range("beta2", value[1])
 
 
 def _non_negative(value: Any) -> str | None:
@@ -33,19 +47,12 @@ def _non_negative(value: Any) -> str | None:
 
 
 def _epsilon(value: Any) -> str | None:
-    if _non_negative(value) is not None or value >= SMALLEST_EPS:
-        return _non_negative(value)
-    return "at least 1.2e-38, or float32 rounds it to 0"
+    below = "at least 1.2e-38, or float32 rounds it to 0"
+    return _non_negative(value) or (None if value >= _SMALLEST_EPS else below)
 
 
 def _beta(value: Any) -> str | None:
     return None if _is_number(value) and 0 <= value < 1 else "at least 0 and below 1"
-
-
-def _betas(value: Any) -> str | None:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        return f"betas must be two numbers, (beta1, beta2), got {value!r}."
-    return out_of_range("beta1", value[0]) or out_of_range("beta2", value[1])
 
 
 def _share(value: Any) -> str | None:
@@ -68,7 +75,6 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "eps": _epsilon,
     "beta1": _beta,
     "beta2": _beta,
-    "betas": _betas,
     "hessian_interval": _count,
     "fraction": _share,
     "units": _count,

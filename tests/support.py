@@ -107,14 +107,17 @@ def sophia_of(trainer):
 
 def first_hessian(trainer):
     """h by parameter name, as it stands."""
-    state = sophia_of(trainer).state
-    return {n: state[p]["hessian"].clone() for n, p in trainer.model.named_parameters() if p in state}
+    return _state(trainer, "hessian")
 
 
 def first_momentum(trainer):
     """m by parameter name; after one step it is (1 - beta1) times the gradient."""
+    return _state(trainer, "exp_avg")
+
+
+def _state(trainer, key):
     state = sophia_of(trainer).state
-    return {n: state[p]["exp_avg"].clone() for n, p in trainer.model.named_parameters() if p in state}
+    return {n: state[p][key].clone() for n, p in trainer.model.named_parameters() if p in state}
 
 
 def assert_trained(trainer, updates):

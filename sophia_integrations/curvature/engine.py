@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Estimate
-from ..ranges import out_of_range
+from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
 from .reduction import DiagonalSum, is_flattened, rank_of
@@ -46,9 +46,7 @@ class UnitEstimator:
         readout: Readout | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        problem = out_of_range("fraction", fraction) or out_of_range("units", units)
-        if problem:
-            raise ValueError(problem)
+        require_in_range(fraction=fraction, units=units)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.model = model

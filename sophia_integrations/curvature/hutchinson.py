@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..optim import Estimate
-from ..ranges import out_of_range
+from ..ranges import require_in_range
 from .engine import UnitEstimator
 from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .readout import Readout
@@ -78,9 +78,7 @@ class Hutchinson(UnitEstimator):
     ) -> None:
         if probe not in _DRAW:
             raise ValueError(f"probe must be one of {', '.join(_DRAW)}, got {probe!r}.")
-        problem = out_of_range("probes", probes)
-        if problem:
-            raise ValueError(problem)
+        require_in_range(probes=probes)
         super().__init__(model, fraction=fraction, units=units, seed=seed, readout=readout, process_group=process_group)
         self.probe, self.probes = probe, probes
         self._loss = loss or self._own_loss

@@ -28,22 +28,20 @@ def divide_where_the_model_does_not(trainer: Any, batch: Mapping[str, Any]) -> b
     Returns:
         Whether it was needed; None when no process has a label in its batch that could tell.
     """
-    if not trainer.model_accepts_loss_kwargs or _scales_its_own_loss(trainer):
-        return False
-    heeds = _heeds_count(trainer, batch)
-    if heeds is False:
+    leaves_it_to_the_model = trainer.model_accepts_loss_kwargs and not _scales_its_own_loss(trainer)
+    ignores = _ignores_count(trainer, batch) if leaves_it_to_the_model else False
+    trainer._sophia_loss_scale_is_known = ignores is not None
+    if ignores:
         trainer.model_accepts_loss_kwargs = False
-    return None if heeds is None else not heeds
+    return ignores
 
 
 def divide_once(trainer: Any, batch: Mapping[str, Any], num_items_in_batch: Any) -> None:
-    """`divide_where_the_model_does_not` at the first step of a Trainer for which it matters, with a warning."""
+    """`divide_where_the_model_does_not` at the first step for which it matters, if not before, with a warning."""
     spread = trainer.args.gradient_accumulation_steps > 1 or trainer.args.world_size > 1
     if num_items_in_batch is None or not spread or getattr(trainer, "_sophia_loss_scale_is_known", False):
         return
-    divides = divide_where_the_model_does_not(trainer, batch)
-    trainer._sophia_loss_scale_is_known = divides is not None
-    if divides:
+    if divide_where_the_model_does_not(trainer, batch):
         who = "label smoothing" if trainer.label_smoother is not None else type(trainer.model).__name__
         warn_caller(
             f"{who} ignores num_items_in_batch, and the Trainer would leave the loss and the gradients too large by "
@@ -57,13 +55,14 @@ def divided_by_accelerate(trainer: Any) -> Iterator[None]:
     """Around one training step: transformers 4.46 and 4.47 divide only the loss that they log, not its gradients."""
     import transformers
 
-    left_alone = transformers.__version__.startswith(("4.46.", "4.47.")) and trainer.compute_loss_func is None
-    if left_alone and not trainer.model_accepts_loss_kwargs:
+    averaged = not trainer.model_accepts_loss_kwargs and trainer.compute_loss_func is None
+    forgotten = averaged and transformers.__version__.startswith(("4.46.", "4.47."))
+    if forgotten:
         trainer.accelerator.gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     try:
         yield
     finally:
-        if left_alone:
+        if forgotten:
             trainer.accelerator.gradient_accumulation_steps = 1
 
 
@@ -75,8 +74,8 @@ def _scales_its_own_loss(trainer: Any) -> bool:
     return own or getattr(trainer, "loss_is_scaled_for_ga", None) is not None
 
 
-def _heeds_count(trainer: Any, batch: Mapping[str, Any]) -> bool | None:
-    """Whether the loss of `batch` depends on `num_items_in_batch` on any process; None when there is no loss."""
+def _ignores_count(trainer: Any, batch: Mapping[str, Any]) -> bool | None:
+    """Whether the loss of `batch` depends on `num_items_in_batch` on no process; None when none has a loss."""
     batch = trainer._prepare_inputs(dict(batch))
     model, training = trainer.model, trainer.model.training
     model.eval()
@@ -87,4 +86,4 @@ def _heeds_count(trainer: Any, batch: Mapping[str, Any]) -> bool | None:
         model.train(training)
     told = one.isfinite() & (one != 0)
     differs, told = trainer.accelerator.gather(torch.stack([told & ~torch.isclose(one, two), told])[None]).any(0)
-    return bool(differs) if told else None
+    return not bool(differs) if told else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ranges import out_of_range
+from ..ranges import require_in_range
 
 _FIXED_IN_A_RUN = ("betas", "rho", "eps", "weight_decay", "hessian_interval", "maximize")
 _NUMBERS = ("lr", "rho", "eps", "weight_decay")
@@ -24,9 +24,7 @@ def check_hyperparameters(options: dict[str, Any]) -> None:
             if name != "lr" or value.numel() != 1:
                 raise ValueError(f"{name} must be a number; only lr may be a tensor, with one element.")
             value = value.item()
-        problem = out_of_range(name, value)
-        if problem:
-            raise ValueError(problem)
+        require_in_range(**{name: value})
 
 
 def check_parameter(param: Tensor) -> None:

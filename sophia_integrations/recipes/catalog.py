@@ -66,8 +66,9 @@ def entries() -> list[Entry]:
 
 def schema_file(framework: str) -> Path | None:
     """The JSON Schema that the shipped recipes of a framework point their editors to."""
-    file = (library() or Path()) / f"schema-{framework}.json"
-    return file if file.is_file() else None
+    folder = library()
+    file = folder / f"schema-{framework}.json" if folder is not None else None
+    return file if file is not None and file.is_file() else None
 
 
 def find(wanted: str | os.PathLike[str]) -> Path:

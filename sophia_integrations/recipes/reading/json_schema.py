@@ -8,7 +8,6 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from importlib import metadata
-from types import MappingProxyType
 from typing import Any
 
 from . import signatures, sources, words
@@ -84,10 +83,10 @@ def _helps(dotted: str) -> dict[str, str]:
     return signatures.helps(source) if source is not None else {}
 
 
-def property_of(name: str, kind: Any, described: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+def property_of(name: str, kind: Any, described: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The schema of one argument, of the type `kind`; {} where the type does not settle it."""
     found = _typed(kind, words.choices(name))
-    if name in described:
+    if described and name in described:
         found["description"] = described[name]
     return found
 

@@ -43,13 +43,14 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
         aside = RunFolder(Path(place) / "run", folder.setting)
         aside.path.mkdir()
-        build_plan(settings, aside, folder, say, nproc)
+        for line in build_plan(settings, aside, folder, say, nproc):
+            say(line)
     say("Nothing was trained, and no run folder written.")
 
 
 def _build_plan(
     settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object], nproc: int
-) -> None:
+) -> list[str]:
     from ..reading.schema import Recipe
     from .batch_text import describe_batch, first_batch
     from .data import load_data
@@ -84,10 +85,8 @@ def _build_plan(
         checkpoints_kept(arguments, length),
     )
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
-    for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
-        say(line)
-    for line in [*plan.describe(), disk_in_words(plan, folder)]:
-        say(line)
+    shown = describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq")
+    return [*shown, *plan.describe(), disk_in_words(plan, folder)]
 
 
 def _make_optimizer(arguments: Any, model: Any) -> None:

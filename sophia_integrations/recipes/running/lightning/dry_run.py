@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def build_plan(
     settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object], nproc: int
-) -> None:
-    """Builds everything in the folder `aside` and says what training in `folder` would take."""
+) -> list[str]:
+    """Builds everything in the folder `aside`; returns what to say of a batch and of what training would take."""
     import torch
 
     from ....lightning import TextDataModule
@@ -32,17 +32,14 @@ def build_plan(
     with quiet(), torch.device("meta") if model.get("config") else torch.device("cpu"):
         cli = build(for_this_run(here, aside), [])
     if not isinstance(cli.datamodule, TextDataModule):
-        say(f"data: {type(cli.datamodule).__name__} prepares itself when training begins")
-        return
+        return [f"data: {type(cli.datamodule).__name__} prepares itself when training begins"]
     data = cli.datamodule
     data.say = say
     data.prepare_data()
     assert data.prepared is not None
     plan = _plan(cli, data.prepared, data.batch_size, max(processes, nproc))
-    for line in describe_batch(first_batch(data.prepared, data.batch_size, data.seed), data.tokenizer_object):
-        say(line)
-    for line in [*plan.describe(), disk_in_words(plan, folder)]:
-        say(line)
+    shown = describe_batch(first_batch(data.prepared, data.batch_size, data.seed), data.tokenizer_object)
+    return [*shown, *plan.describe(), disk_in_words(plan, folder)]
 
 
 def for_this_machine(settings: dict[str, Any]) -> tuple[dict[str, Any], int]:

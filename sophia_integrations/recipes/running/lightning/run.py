@@ -35,14 +35,7 @@ _NOISE = (
 
 
 def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
-    """Trains in `folder`, which this run holds, and returns the signal that stopped it, or 0 when it is complete.
-
-    Args:
-        folder: the run folder, holding the recipe.
-        settings: the resolved recipe.
-        processes: all of them call this.
-        say: receives the lines for the reader.
-    """
+    """As `running.run.run`, for a LightningCLI config."""
     with quiet():
         return _run(folder, settings, processes, say)
 
