@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim import Estimate
+from ..optim import Coordinates, Estimate
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import DiagonalSum, is_flattened, rank_of
+from .reduction import NO_COORDINATES, DiagonalSum, is_flattened, rank_of
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
 
@@ -87,8 +87,15 @@ class UnitEstimator:
         """
         self._tap.remember(args, kwargs)
 
-    def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
+    def estimate(
+        self, params: Sequence[Tensor], step: int, coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES
+    ) -> Estimate:
         """One estimate from the remembered micro-batches, the same on every rank of the process group.
+
+        Args:
+            params: what ĥ is wanted for.
+            step: the optimizer step, a key of what is drawn.
+            coordinates: parameters whose diagonal is wanted in another orthonormal basis.
 
         Raises:
             ValueError: the readout finds no predictions, or no labels where it needs them; the optimizer trains
@@ -101,19 +108,30 @@ class UnitEstimator:
             )
         self._check_trains_model(params)
         batches = self._tap.take()
-        return self._sum_of_units(batches, params, step).reduced(bool(batches), self._nothing_seen())
+        total = DiagonalSum(params, self.model, self.process_group, coordinates)
+        self._add_units(batches, total, step)
+        return total.reduced(bool(batches), self._nothing_seen())
 
-    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+    def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         rank = rank_of(self.process_group)
-        total = DiagonalSum(params, self.model, self.process_group)
         chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
         if batches or total.sharded:
-            with taps_paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
+            with taps_paused(), isolated(self.model, total.params, key_to_seed(self.seed, step, rank, "forward")):
                 for unit in range(total.units_to_run(len(chosen))):
                     batch, rows = chosen[min(unit, len(chosen) - 1)]
                     key = (self.seed, step, rank, unit)
                     self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
-        return total
+        total.count_batch(self._predictions_of(batches, total.predictions / max(1, sum(len(r) for _, r in chosen))))
+
+    def _predictions_of(self, batches: list[MicroBatch], per_row: float) -> int:
+        """The predictions of the accumulation window, from its labels; `per_row` for each row where there are none."""
+        counts = (
+            batch.num_rows * per_row
+            if self.readout.labels(self.model, batch) is None
+            else self.readout.count(self.model, batch)
+            for batch in batches
+        )
+        return round(sum(counts))
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +31,13 @@ class GaussNewtonBartlett(UnitEstimator):
     _squares_on_arrival = True
     """False once a gradient of this model has come in parts."""
 
-    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+    def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         try:
-            return super()._sum_of_units(batches, params, step)
+            super()._add_units(batches, total, step)
         except ArrivedTwice:
             self._squares_on_arrival = False
-            return super()._sum_of_units(batches, params, step)
+            total.clear()
+            super()._add_units(batches, total, step)
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         for scale in FLOAT16_LOSS_SCALES:

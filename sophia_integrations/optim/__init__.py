@@ -1,10 +1,23 @@
 """The update rule, its state and its checks."""
 
-from .estimator import Estimate, HessianEstimator
+from .estimator import Coordinates, Estimate, HessianEstimator
+from .groups import Conventions, param_groups, register_conventions
 from .reference import reference_step
 from .sharding import local
 from .sophia import SophiaG
 from .sophia_h import SophiaH
 from .statistics import LogFigures
 
-__all__ = ["Estimate", "HessianEstimator", "LogFigures", "SophiaG", "SophiaH", "local", "reference_step"]
+__all__ = [
+    "Conventions",
+    "Coordinates",
+    "Estimate",
+    "HessianEstimator",
+    "LogFigures",
+    "SophiaG",
+    "SophiaH",
+    "local",
+    "param_groups",
+    "reference_step",
+    "register_conventions",
+]
