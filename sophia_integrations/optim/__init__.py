@@ -2,7 +2,7 @@
 
 from .estimator import Coordinates, Estimate, HessianEstimator
 from .groups import Conventions, param_groups, register_conventions
-from .reference import reference_step
+from .reference import reference_rho, reference_step
 from .sharding import local
 from .sophia import SophiaG
 from .sophia_h import SophiaH
@@ -18,6 +18,7 @@ __all__ = [
     "SophiaH",
     "local",
     "param_groups",
+    "reference_rho",
     "reference_step",
     "register_conventions",
 ]

@@ -2,8 +2,8 @@
 
     python tests/measurements/arms.py ARM[:option=value,…] … [--steps 600] [--seeds 0] [--out FILE]
 
-An arm is one of `ARMS`; its options are the learning rate `lr`, `b1`, `b2`, `wd`, and for the Sophia groups any option of
-`SophiaG`; `e.lr`, `e.b1`, `e.b2` and `e.wd` are those of the AdamW groups. Every run has its own full schedule: linear
+An arm is one of `ARMS`; its options are the learning rate `lr`, `b1`, `b2`, `wd`, and for the Sophia groups any option
+of `SophiaG`; `e.lr`, `e.b1`, `e.b2` and `e.wd` are those of the AdamW groups. Every run has its own full schedule: linear
 warm-up over a tenth of the steps, cosine to 0. One line a run, and a JSON line in FILE.
 """
 
