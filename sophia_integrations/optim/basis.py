@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHORTEST_CAP = 128
-"""Where the cap is left to us, a side up to this long is never cut."""
+SHORTEST_CAP, ASPECT = 128, 4
+"""A piece of the longer side is at most this many times the shorter one, which bounds the state of LoRA's thin matrices;
+up to `SHORTEST_CAP` no side is cut but by the caller's own cap."""
 
 KEYS = ("left_factor", "left_basis", "right_factor", "right_basis")
 """State of one parameter: [matrices · pieces, length, length] each, float32; a side that is not rotated has none."""
@@ -99,7 +100,8 @@ def layout_of(shape: torch.Size, max_dim: int | None, flatten: bool = False) -> 
     batched = len(shape) == 3 and not flatten and shape[1] > 1 and shape[2] > 1
     matrices, rows = (shape[0], shape[1]) if batched else (1, shape[0])
     columns = math.prod(shape) // (matrices * rows)
-    cap = max_dim if max_dim is not None else max(min(rows, columns), SHORTEST_CAP)
+    shorter = min(rows, columns)
+    cap = max(shorter, SHORTEST_CAP) if max_dim is None else min(max_dim, max(ASPECT * shorter, SHORTEST_CAP))
     layout = Layout(matrices, rows, columns, _piece(rows, cap), _piece(columns, cap))
     return layout if layout.left or layout.right else None
 
