@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
-from ..optim import SophiaG, SophiaH
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, OPTIMIZER_KEYS, parse_optim_args, refuse_foreign_arguments
+from ..optim import EIGEN_DEFAULTS, UNCLIPPED, SophiaG, SophiaH, param_groups
+from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, parse_optim_args, refuse_foreign_arguments
 from .loss_scale import divide_once, divided_by_accelerate
 from .parallelism import check_parallelism
 
@@ -35,16 +35,36 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
     _check_supported(args, model)
     given = parse_optim_args(args.optim_args)
     refuse_foreign_arguments(name, given)
-    options = {k: v for k, v in {**DEFAULTS, **given}.items() if k in OPTIMIZER_KEYS}
-    betas = (options.pop("beta1"), options.pop("beta2"))
     estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
     estimator_options.setdefault("seed", args.seed)
+    options = _optimizer_options({k: v for k, v in given.items() if k not in ESTIMATOR_KEYS}, name)
     optimizer: type[SophiaG] = SophiaG
     estimator: type[UnitEstimator] = GaussNewtonBartlett
     if name == "sophia_h":
         optimizer, estimator = SophiaH, Hutchinson
-    kwargs = {"lr": args.learning_rate, "betas": betas, **options}
-    return optimizer, {**kwargs, "estimator": estimator(model, **estimator_options)}
+    kwargs: dict[str, Any] = {"lr": args.learning_rate, "estimator": estimator(model, **estimator_options)}
+    if name != "sophia_eigen":
+        return optimizer, {**kwargs, **options}
+    adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if "adamw_lr" in options:
+        adamw["lr"] = options.pop("adamw_lr")
+    kwargs["hessian_interval"] = options.pop("hessian_interval", 10)
+    kwargs["params"] = param_groups(model, weight_decay=args.weight_decay, adamw=adamw, **options)
+    return optimizer, kwargs
+
+
+def _optimizer_options(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """The words of `optim_args` as those of `SophiaG`, over the defaults of `name`."""
+    eigen = name == "sophia_eigen"
+    options = {**(EIGEN_DEFAULTS if eigen else {}), **given}
+    betas = EIGEN_DEFAULTS["betas"] if eigen else tuple(DEFAULTS.values())
+    options["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))
+    shares = [options.pop(f"unclipped_{end}", None) for end in ("start", "end")]
+    if shares != [None, None]:
+        options["unclipped"] = tuple(
+            default if share is None else share for share, default in zip(shares, UNCLIPPED, strict=True)
+        )
+    return options
 
 
 def _check_supported(args: Any, model: nn.Module | None) -> None:

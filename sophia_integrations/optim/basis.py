@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 SHORTEST_CAP, ASPECT = 128, 4
-"""A piece of the longer side is at most this many times the shorter one, which bounds the state of LoRA's thin matrices;
+"""A piece of the longer side is at most `ASPECT` times the shorter one, which bounds the state of LoRA's thin matrices;
 up to `SHORTEST_CAP` no side is cut but by the caller's own cap."""
 
 KEYS = ("left_factor", "left_basis", "right_factor", "right_basis")

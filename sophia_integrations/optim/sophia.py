@@ -18,7 +18,7 @@ from .estimator import Estimate, HessianEstimator
 from .functional import Rule, Tally, eigenbasis_update, sophia_update, usable_gradient
 from .sharding import SumOverShards, equal_on_all_ranks, local
 from .statistics import curvature_statistics, total
-from .trust import log_ratio_histogram, quantile_of, share_at
+from .trust import UNCLIPPED, log_ratio_histogram, quantile_of, share_at
 
 _COUNTERS = {
     "step": 0,
@@ -113,7 +113,7 @@ class SophiaG(Optimizer):
         nesterov: bool = False,
         bias_correction: bool = False,
         noise_floor: float = 0.0,
-        unclipped: tuple[float, float] = (0.6, 0.3),
+        unclipped: tuple[float, float] = UNCLIPPED,
         basis: str | None = None,
         basis_interval: int = 10,
         basis_warmup: int = 100,

@@ -15,6 +15,9 @@ from torch import Tensor
 from .basis import Basis
 from .functional import Rule, chunk_length, usable_gradient
 
+UNCLIPPED = (0.6, 0.3)
+"""The share left alone at the peak of the learning rate, and where it is 0."""
+
 BINS_PER_OCTAVE = 16
 LOWEST, HIGHEST = -64, 64
 BINS = BINS_PER_OCTAVE * (HIGHEST - LOWEST)

@@ -3,8 +3,8 @@
     python tests/measurements/arms.py ARM[:option=value,…] … [--steps 600] [--seeds 0] [--out FILE]
 
 An arm is one of `ARMS`; its options are the learning rate `lr`, `b1`, `b2`, `wd`, and for the Sophia groups any option
-of `SophiaG`; `e.lr`, `e.b1`, `e.b2` and `e.wd` are those of the AdamW groups. Every run has its own full schedule: linear
-warm-up over a tenth of the steps, cosine to 0. One line a run, and a JSON line in FILE.
+of `SophiaG`; `e.lr`, `e.b1`, `e.b2` and `e.wd` are those of the AdamW groups. Every run has its own full schedule:
+linear warm-up over a tenth of the steps, cosine to 0. One line a run, and a JSON line in FILE.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ ARMS: dict[str, dict] = {
 }
 """`adamw` and `nadamw` (torch's NAdam with constant momentum: AdamW with Nesterov) train everything. In the others the
 matrices follow Sophia in weight coordinates or in the eigenbasis, with h from our units, without curvature (sign), or
-from squares of the training gradient at every step: unclipped m/√v, Adam in weight coordinates and SOAP in the basis."""
+from squares of the training gradient at every step: unclipped m/√v, which is Adam in weight coordinates and SOAP in the
+eigenbasis."""
 
 
 def value_of(text: str):
