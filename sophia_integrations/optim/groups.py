@@ -28,12 +28,12 @@ class Conventions:
 
     Attributes:
         adamw: parameters that are AdamW's besides embeddings and vectors, such as the output embeddings.
-        undecayed: parameters without weight decay; None: those of one dimension.
+        decays: whether a parameter has weight decay; where nothing is said, all but those of one dimension.
         width: the length of the model's hidden states, the longest piece that a side is cut into; None if unknown.
     """
 
     adamw: set[Tensor] = field(default_factory=set)
-    undecayed: set[Tensor] | None = None
+    decays: dict[Tensor, bool] = field(default_factory=dict)
     width: int | None = None
 
 
@@ -80,14 +80,13 @@ def param_groups(
         >>> [(g["name"], len(g["params"])) for g in param_groups(model, basis="eigen")]
         [('matrices', 1), ('embeddings', 1), ('vectors', 1)]
     """
-    known = next((found for resolver in _resolvers if (found := resolver(model)) is not None), Conventions())
+    known = _conventions(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"param_groups: {type(model).__name__} has no parameter that requires a gradient.")
     embeddings = {p for m in model.modules() if isinstance(m, _EMBEDDINGS) for p in m.parameters(recurse=False)}
     embeddings |= known.adamw
     flattened = {m.weight for m in model.modules() if isinstance(m, _CONVOLUTIONS) and m.weight.ndim == 3}
-    undecayed = known.undecayed if known.undecayed is not None else {p for p in parameters if is_vector(p)}
 
     options = {**(EIGEN_DEFAULTS if basis == "eigen" else {"basis": basis}), **sophia}
     if known.width and options["basis"] is not None:
@@ -96,7 +95,7 @@ def param_groups(
     for p in parameters:
         kind = "embeddings" if p in embeddings else "vectors" if is_vector(p) else "matrices"
         kind = "kernels" if kind == "matrices" and p in flattened else kind
-        members.setdefault((kind, p not in undecayed), []).append(p)
+        members.setdefault((kind, known.decays.get(p, not is_vector(p))), []).append(p)
     if not any(kind in ("matrices", "kernels") for kind, _ in members):
         raise ValueError(
             f"param_groups: {type(model).__name__} has no matrices to train beside embeddings and vectors, so there is "
@@ -116,6 +115,20 @@ def param_groups(
             {"params": params, "name": kind if decays or kind == "vectors" else f"{kind} without decay", **own}
         )
     return groups
+
+
+def _conventions(module: nn.Module) -> Conventions:
+    """Those of `module`, or of the outermost modules in it that a framework knows, together."""
+    for resolver in _resolvers:
+        found = resolver(module)
+        if found is not None:
+            return found
+    together = Conventions()
+    for child in module.children():
+        found = _conventions(child)
+        width = max(together.width or 0, found.width or 0) or None
+        together = Conventions(together.adamw | found.adamw, {**together.decays, **found.decays}, width)
+    return together
 
 
 def is_vector(param: Tensor) -> bool:
