@@ -154,24 +154,29 @@ def test_all_labels_masked_makes_no_update_and_the_run_continues(tmp_path):
     assert all(torch.isfinite(s["hessian"]).all() for s in sophia_of(trainer).state.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "optim"), [("float32", "sophia"), ("bfloat16", "sophia"), ("bfloat16", "sophia_eigen")]
+)
+def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype, optim):
     for name in ("straight", "broken"):
         (tmp_path / name).mkdir()
-    run_worker("trainer_resume", tmp_path / "straight", "straight", dtype)
-    killed = run_worker("trainer_resume", tmp_path / "broken", "killed", dtype, expect=None)
+    run_worker("trainer_resume", tmp_path / "straight", "straight", dtype, optim)
+    killed = run_worker("trainer_resume", tmp_path / "broken", "killed", dtype, optim, expect=None)
     assert killed.returncode in (-9, 137) and not (tmp_path / "broken" / "killed.pt").exists()
-    run_worker("trainer_resume", tmp_path / "broken", "resumed", dtype)
+    run_worker("trainer_resume", tmp_path / "broken", "resumed", dtype, optim)
     straight = torch.load(tmp_path / "straight" / "straight.pt")
     resumed = torch.load(tmp_path / "broken" / "resumed.pt")
-    assert straight["counters"] == resumed["counters"] == {"step": 20, "hessian_updates": 5, "hessian_skipped": 0}
+    assert straight["counters"] == resumed["counters"]
+    assert [straight["counters"][k] for k in ("step", "hessian_updates", "hessian_skipped")] == [20, 5, 0]
+    assert (straight["counters"]["auto_rho"] > 0) == (optim == "sophia_eigen")
     assert resumed["losses"] == straight["losses"] and len(straight["losses"]) == 20
     for a, b in zip(straight["weights"], resumed["weights"], strict=True):
         assert torch.equal(a, b) and str(a.dtype).endswith(dtype)
     for a, b in zip(straight["state"], resumed["state"], strict=True):
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key].dtype == torch.float32 and torch.equal(a[key], b[key])
+            assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key])
+            assert a[key].dtype == torch.float32 or "exp_avg_sq" in a, "AdamW keeps its state in the parameter's dtype"
 
 
 def test_adamw_checkpoint_is_refused_with_a_sentence(tmp_path):

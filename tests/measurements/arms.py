@@ -1,4 +1,4 @@
-"""The default recipe's model and text, or a tenth of it, under any rule, in a bare loop: what explains a difference, one change at a time.
+"""The default recipe's model and text, or a tenth of it, under any rule in a bare loop: what explains a difference.
 
     python tests/measurements/arms.py ARM[:option=value,…] … [--size tiny] [--steps 600] [--seeds 0] [--out FILE]
 
@@ -146,10 +146,19 @@ def train(arm: str, size: str, steps: int, seed: int, floor: float, schedule: st
             if not math.isfinite(point["loss"]):
                 break
     spent = getattr(optimizer, "hessian_seconds", 0.0)
-    return dict(
-        arm=arm, size=size, steps=steps, seed=seed, loss=curve[-1]["loss"], ms=1000 * seconds / steps, pass_share=spent / seconds,
-        schedule=schedule, curve=curve, torch=torch.__version__, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    return {
+        "arm": arm,
+        "size": size,
+        "steps": steps,
+        "seed": seed,
+        "schedule": schedule,
+        "loss": curve[-1]["loss"],
+        "ms": 1000 * seconds / steps,
+        "pass_share": spent / seconds,
+        "curve": curve,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def main() -> None:
