@@ -92,13 +92,13 @@ def test_optim_args_reach_the_optimizer(tmp_path):
     ("optim_args", "message"),
     [
         ("rhoo=0.1", "unknown argument 'rhoo' of Sophia, did you mean 'rho'?"),
-        ("rho=abc", "rho must be a number, got 'abc'"),
+        ("rho=abc", "rho must be a number, or \"auto\", got 'abc'"),
         ("hessian_interval=2.5", "hessian_interval must be a whole number, got '2.5'"),
         ("betas=0.9,0.95", "'betas' does not belong here; use beta1=… and beta2=…"),
         ("rho", "expected key=value between commas, got 'rho'"),
         ("lr=1e-3", "use TrainingArguments.learning_rate"),
         ("rho=0.1,rho=0.2", "rho is given twice"),
-        ("rho=-1", "rho must be a number of at least 0, got -1.0"),
+        ("rho=-1", 'rho must be a number of at least 0, or "auto", got -1.0'),
         ("hessian_fraction=2", "fraction must be above 0 and at most 1"),
     ],
 )

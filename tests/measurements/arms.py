@@ -29,7 +29,7 @@ SIZES = {
 """1.4M parameters, the default recipe's; and 131 thousand, which takes a tenth of the time a step."""
 REST = dict(n_head=4, bos_token_id=0, eos_token_id=0, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0))
 SIGN = {"rho": 0.0, "bias_correction": True}
-SQUARES = {"rho": 0.0, "noise_floor": 0.1, "hessian_interval": 1, "bias_correction": True, "b2": 0.98}
+SQUARES = {"rho": 0.0, "noise_floor": 10.0, "hessian_interval": 1, "bias_correction": True, "b2": 0.98}
 ARMS: dict[str, dict] = {
     "adamw": {},
     "nadamw": {},
@@ -42,8 +42,8 @@ ARMS: dict[str, dict] = {
 }
 """`adamw` and `nadamw` (torch's NAdam with constant momentum: AdamW with Nesterov) train everything. In the others the
 matrices follow Sophia in weight coordinates or in the eigenbasis, with h from our units, without curvature (sign), or
-from squares of the training gradient at every step: unclipped m/√v, which is Adam in weight coordinates and SOAP in the
-eigenbasis."""
+from squares of the training gradient at every step: m/√v, which is Adam in weight coordinates and SOAP in the eigenbasis
+(clipped at 10, so never)."""
 
 
 def value_of(text: str):
