@@ -1,0 +1,323 @@
+"""Files and data sets as tables of rows, read with the `datasets` library, but for what it would guess.
+
+Columns of Parquet and Arrow files have the types that they were written with.  JSON and CSV files have none, and a
+reader that infers them changes text: their rows stay lines of JSON (``json_lines.py``), their cells text.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import csv
+import functools
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .cache import cache_dir
+from .hub_files import local_copy
+from .json_lines import JSON, lines_of, names_of, parse
+from .rows import FILE, INDEX, Table
+from .schemas import mixed_columns
+
+_SEEN = 1000  # rows of JSON whose names are the columns
+
+
+def read_files(paths: Sequence[Path], kind: str, *, streaming: bool = False) -> Table:
+    """The rows of files of one `kind`, as a table (of a stream when `streaming`).
+
+    Raises `UserError`, with the place where it can be known, when a file cannot be read.
+    """
+    _library()
+    empty = next((path for path in paths if path.stat().st_size == 0), None)
+    if empty is not None:
+        raise UserError(f"{empty}: the file is empty")
+    header = _csv_header(paths) if kind == "csv" else []
+    files = [str(path) for path in paths]
+    with _reading(files, kind):
+        if streaming:
+            data = _stream(files, kind, header)
+        else:
+            with _scratch() as folder:
+                data = _load({"train": files}, kind, header, cache_dir=folder)
+        where = functools.partial(_in_files, tuple(files), kind)
+        return Table(data, _names(data, where), where, mixed=mixed_columns(files, kind))
+
+
+def read_hub(path: str, name: str | None, split: str, revision: str | None, *, streaming: bool = False) -> Table:
+    """One split of a data set by hub id or folder, as a table; raises `UserError`."""
+    _library()
+    taken: int | None = None
+    wanted = split
+    if streaming and "[" in split:
+        wanted, _, rest = split.partition("[")
+        if not (rest.startswith(":") and rest.endswith("]") and rest[1:-1].isdigit()):
+            raise UserError(f"data.hub: a streamed split is cut as NAME[:ROWS], found {split!r}")
+        taken = int(rest[1:-1])
+    shown = f"{path!r}" + (f", {name!r}" if name else "") + f", split {split!r}"
+    try:
+        with _quiet(bars=True):
+            place, revision = (path, revision) if streaming else local_copy(path, name, revision)
+            data, features, mixed = _data_set(place, name, wanted, revision, streaming)
+            data = data if taken is None else data.take(taken)
+            where = functools.partial(_in_hub, f"{path} ({split})", streaming)
+            return Table(data, _names(data, where), where, features, mixed)
+    except UserError:
+        raise
+    except Exception as error:  # offline, no such data set, configuration or split, damaged files
+        raise UserError(f"data.hub: {shown} cannot be loaded: {_first_line(error)}") from None
+
+
+def _data_set(place: str, name: str | None, split: str, revision: str | None, streaming: bool) -> tuple[Any, Any, Any]:
+    import datasets
+
+    builder = datasets.load_dataset_builder(place, name, revision=revision)
+    reader, declared, config = type(builder).__name__, builder.info.features, builder.config
+    options = {"split": split, "revision": revision, "streaming": streaming}
+    if reader == "Json":
+        files = {part: list(paths) for part, paths in config.data_files.items()}
+        kind = "jsonl" if all(_is_lines(file) for paths in files.values() for file in paths) else "json"
+        options = {"encoding": config.encoding, "field": config.field}
+        if not streaming:
+            return _load(files, kind, split=split, **options), declared or {}, {}
+        if split not in files:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(files)}.')
+        return _stream(files[split], kind, **options), declared or {}, {}
+    if reader == "Csv":
+        if declared is None:
+            first = next(iter(datasets.load_dataset(place, name, **{**options, "streaming": True})), {})
+            declared = datasets.Features({column: datasets.Value("string") for column in first})
+        data = datasets.load_dataset(place, name, features=declared, **_cells(declared), **options)
+    else:
+        data = datasets.load_dataset(place, name, **options)
+    if streaming:
+        return with_index(data), data.features or {}, {}
+    files = config.data_files[data.split] if reader == "Parquet" and Path(place).is_dir() else []
+    return data, data.features or {}, mixed_columns(files, reader.lower())
+
+
+def _is_lines(file: str) -> bool:
+    return any(part in (".jsonl", ".ndjson") for part in Path(file).suffixes)
+
+
+def _cells(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the CSV reader with which 'NA' stays text, and stays nothing in a column of numbers."""
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    return {
+        "keep_default_na": False,
+        "na_values": {
+            name: sorted(STR_NA_VALUES) for name, kind in features.items() if getattr(kind, "dtype", "") != "string"
+        },
+    }
+
+
+def with_index(data: Any) -> Any:
+    """A stream whose rows know their number."""
+    return data.map(_with_index, with_indices=True)
+
+
+def _with_index(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**row, INDEX: index}
+
+
+def _load(
+    files: Mapping[str, Sequence[str]],
+    kind: str,
+    header: Sequence[str] = (),
+    split: str = "train",
+    encoding: str = "utf-8",
+    field: str | None = None,
+    **options: Any,
+) -> Any:
+    import datasets
+
+    options = {"data_files": {part: list(paths) for part, paths in files.items()}, "split": split, **options}
+    if kind == "csv":
+        features = datasets.Features({name: datasets.Value("string") for name in header})
+        return datasets.load_dataset("csv", features=features, keep_default_na=False, **options)
+    if kind not in ("json", "jsonl"):
+        return datasets.load_dataset(kind, **options)
+    options["encoding"] = "utf-8-sig" if encoding == "utf-8" else encoding
+    options["features"] = datasets.Features({JSON: datasets.Value("string")})
+    if kind == "jsonl":
+        return _without_blank(datasets.load_dataset("text", **options))
+    documents = datasets.load_dataset("text", sample_by="document", **options)
+    return documents.map(_rows_of_documents, batched=True, batch_size=1, fn_kwargs={"field": field})
+
+
+def _rows_of_documents(batch: dict[str, list[str]], field: str | None) -> dict[str, list[str]]:
+    return {JSON: [line for document in batch[JSON] for line in lines_of(document, field)]}
+
+
+def _without_blank(data: Any) -> Any:
+    import datasets
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if isinstance(data, datasets.IterableDataset):
+        return data.filter(_holds_row)
+    kept = [pc.not_equal(pc.utf8_trim_whitespace(chunk), "").to_numpy(False) for chunk in _column(data).chunks]
+    rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *kept]))
+    return data if len(rows) == len(data) else data.select(rows)
+
+
+def _column(data: Any) -> Any:
+    return data.with_format("arrow").data.column(JSON)
+
+
+def _holds_row(row: dict[str, str]) -> bool:
+    return bool(row[JSON].strip())
+
+
+def _stream(files: Sequence[str], kind: str, header: Sequence[str] = (), **options: Any) -> Any:
+    """A stream of the rows of each file, which know their number in it."""
+    import datasets
+
+    given = {"kind": kind, "header": tuple(header), "options": tuple(options.items())}
+    return datasets.IterableDataset.from_generator(_numbered, gen_kwargs={"files": list(files), **given})
+
+
+def _numbered(
+    files: Sequence[str], kind: str, header: Sequence[str], options: Sequence[tuple[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with _reading([file], kind):
+            data = _load({"train": [file]}, kind, header, streaming=True, **dict(options))
+            for number, row in enumerate(data):
+                yield {**row, FILE: file, INDEX: number}
+
+
+def _names(data: Any, where: Any) -> list[str]:
+    """The columns; of a stream that does not tell them those of its first row, of JSON those of its first rows."""
+    names = data.column_names
+    if names is None or JSON in names:
+        first = list(itertools.islice(data, _SEEN if names else 1))
+        if first and JSON in first[0]:
+            first = first if names else list(itertools.islice(data, _SEEN))
+            lines = [row[JSON] for row in first]
+            found = names_of(lines)
+            if not found and lines:
+                raise UserError(f"{where(0, first[0].get(FILE))}: {parse(lines[0])}")
+            return found
+        names = list(first[0]) if first else []
+    return [name for name in names if name not in (INDEX, FILE)]
+
+
+def _csv_header(paths: Sequence[Path]) -> list[str]:
+    first: list[str] = []
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                names = next(csv.reader(file), [])
+        except (UnicodeDecodeError, csv.Error, OSError) as error:
+            raise UserError(f"{path}: cannot be read: {_first_line(error)}") from None
+        if first and names != first:
+            raise UserError(f"{path}: its columns are {', '.join(names)}; those of {paths[0]} are {', '.join(first)}")
+        first = names
+    return first
+
+
+@contextlib.contextmanager
+def _reading(files: Sequence[str], kind: str) -> Iterator[None]:
+    """Turns whatever the readers of these formats raise into a sentence."""
+    try:
+        with _quiet():
+            yield
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise UserError(_unreadable(files, kind, error)) from None
+
+
+def _unreadable(files: Sequence[str], kind: str, error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UnicodeDecodeError):
+        for file in files:
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        line.decode()
+                    except UnicodeDecodeError:
+                        return f"{file}:{number}: not UTF-8 text; convert the file or leave it out"
+    places = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return f"{places}: cannot be read as {kind}: {_first_line(cause)}"
+
+
+def _in_hub(origin: str, streaming: bool, number: int, file: str | None) -> str:
+    return f"{file or origin}, row {number + 1}" + (" of the stream" if streaming and file is None else "")
+
+
+def _in_files(files: Sequence[str], kind: str, number: int, file: str | None) -> str:
+    """Finds the file of a row by counting, where it is not known: slow, and only needed for a message."""
+    if file is None:
+        for file in files[:-1]:
+            rows = _count(file, kind)
+            if number < rows:
+                break
+            number -= rows
+        else:
+            file = files[-1]
+    return f"{file}, row {number + 1}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _count(file: str, kind: str) -> int:
+    with _quiet(), _scratch() as folder:
+        header = _csv_header([Path(file)]) if kind == "csv" else []
+        return len(_load({"train": [file]}, kind, header, cache_dir=folder))
+
+
+def _library() -> Any:
+    """Raises `UserError` where the `datasets` library is not installed."""
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "rows of files and data sets are read with the package datasets, not installed here: "
+            "pip install 'sophia-integrations[recipes]'"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet(bars: bool = False) -> Iterator[None]:
+    """Neither logs nor, unless `bars`, progress bars of `datasets`: errors are reported by us, once."""
+    import datasets
+
+    level, shown = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Where `datasets` keeps its Arrow files of local ones: our cache, or a temporary folder when that is read-only."""
+    folder = cache_dir() / "datasets"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        aside = tempfile.mkdtemp(prefix="sophia-datasets-")
+        atexit.register(shutil.rmtree, aside, ignore_errors=True)
+        yield aside
+    else:
+        yield str(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
