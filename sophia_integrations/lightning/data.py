@@ -42,7 +42,7 @@ class TextDataModule(LightningDataModule):
     exact. The same settings give the same rows as in a recipe for the Hugging Face Trainer.
 
     Args:
-        files: glob patterns of text files (one document each), jsonl, json, csv or parquet (one row each); `**`
+        files: glob patterns of text files (one document each), jsonl, json, csv, parquet or arrow (one row each); `**`
             crosses folders.
         tokenizer: path or hub id of a transformers tokenizer; by default a byte-level BPE is trained on the text.
         vocab_size: of the tokenizer that is trained.

@@ -42,8 +42,8 @@ def choose_columns(
     if names is None:
         if format != "text":
             raise UserError(
-                f"data.format: {format} needs rows with {' and '.join(PARTS[format])} (jsonl, json, csv, parquet or a "
-                f"hub data set); {origin} has documents of plain text"
+                f"data.format: {format} needs rows with {' and '.join(PARTS[format])} (jsonl, json, csv, parquet, "
+                f"arrow or a hub data set); {origin} has documents of plain text"
             )
         return {"text": "text"}
     chosen = {}

@@ -1,6 +1,6 @@
-"""Data sets of the hub whose files are JSON or CSV, as local copies of their files, so that they are read as they stand.
+"""Data sets of the hub whose files are JSON or CSV: local copies of the files, to be read as they stand.
 
-`datasets` keeps what it made of such files, types guessed; files are kept by the hub's own cache, offline too.
+`datasets` keeps what it made of them, types guessed; the hub's own cache keeps the files, for use offline too.
 """
 
 from __future__ import annotations

@@ -19,11 +19,13 @@ from typing import Any
 
 from ..errors import UserError
 from .cache import cache_dir
+from .file_streams import stream_files
 from .hub_files import local_copy
 from .json_lines import JSON, lines_of, names_of, parse
 from .rows import FILE, INDEX, Table
 from .schemas import mixed_columns
 
+_NOTHING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
 _SEEN = 1000  # rows of JSON whose names are the columns
 
 
@@ -40,7 +42,7 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool = False) -> 
     files = [str(path) for path in paths]
     with _reading(files, kind):
         if streaming:
-            data = _stream(files, kind, header)
+            data = stream_files(files, kind, _unreadable)
         else:
             with _scratch() as folder:
                 data = _load({"train": files}, kind, header, cache_dir=folder)
@@ -81,12 +83,12 @@ def _data_set(place: str, name: str | None, split: str, revision: str | None, st
     if reader == "Json":
         files = {part: list(paths) for part, paths in config.data_files.items()}
         kind = "jsonl" if all(_is_lines(file) for paths in files.values() for file in paths) else "json"
-        options = {"encoding": config.encoding, "field": config.field}
+        json = {"encoding": config.encoding, "field": config.field}
         if not streaming:
-            return _load(files, kind, split=split, **options), declared or {}, {}
+            return _load(files, kind, split=split, **json), declared or {}, {}
         if split not in files:
             raise ValueError(f'Unknown split "{split}". Should be one of {list(files)}.')
-        return _stream(files[split], kind, **options), declared or {}, {}
+        return stream_files(files[split], kind, _unreadable, **json), declared or {}, {}
     if reader == "Csv":
         if declared is None:
             first = next(iter(datasets.load_dataset(place, name, **{**options, "streaming": True})), {})
@@ -96,7 +98,8 @@ def _data_set(place: str, name: str | None, split: str, revision: str | None, st
         data = datasets.load_dataset(place, name, **options)
     if streaming:
         return with_index(data), data.features or {}, {}
-    files = config.data_files[data.split] if reader == "Parquet" and Path(place).is_dir() else []
+    local = reader == "Parquet" and Path(place).is_dir()
+    files = config.data_files.get(split.partition("[")[0], []) if local else []
     return data, data.features or {}, mixed_columns(files, reader.lower())
 
 
@@ -106,14 +109,8 @@ def _is_lines(file: str) -> bool:
 
 def _cells(features: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the CSV reader with which 'NA' stays text, and stays nothing in a column of numbers."""
-    from pandas._libs.parsers import STR_NA_VALUES
-
-    return {
-        "keep_default_na": False,
-        "na_values": {
-            name: sorted(STR_NA_VALUES) for name, kind in features.items() if getattr(kind, "dtype", "") != "string"
-        },
-    }
+    numbers = [name for name, kind in features.items() if getattr(kind, "dtype", "") != "string"]
+    return {"keep_default_na": False, "na_values": {name: _NOTHING for name in numbers}}
 
 
 def with_index(data: Any) -> Any:
@@ -155,57 +152,24 @@ def _rows_of_documents(batch: dict[str, list[str]], field: str | None) -> dict[s
 
 
 def _without_blank(data: Any) -> Any:
-    import datasets
     import numpy as np
     import pyarrow.compute as pc
 
-    if isinstance(data, datasets.IterableDataset):
-        return data.filter(_holds_row)
-    kept = [pc.not_equal(pc.utf8_trim_whitespace(chunk), "").to_numpy(False) for chunk in _column(data).chunks]
+    column = data.with_format("arrow").data.column(JSON)
+    kept = [pc.not_equal(pc.utf8_trim_whitespace(chunk), "").to_numpy(False) for chunk in column.chunks]
     rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *kept]))
     return data if len(rows) == len(data) else data.select(rows)
 
 
-def _column(data: Any) -> Any:
-    return data.with_format("arrow").data.column(JSON)
-
-
-def _holds_row(row: dict[str, str]) -> bool:
-    return bool(row[JSON].strip())
-
-
-def _stream(files: Sequence[str], kind: str, header: Sequence[str] = (), **options: Any) -> Any:
-    """A stream of the rows of each file, which know their number in it."""
-    import datasets
-
-    given = {"kind": kind, "header": tuple(header), "options": tuple(options.items())}
-    return datasets.IterableDataset.from_generator(_numbered, gen_kwargs={"files": list(files), **given})
-
-
-def _numbered(
-    files: Sequence[str], kind: str, header: Sequence[str], options: Sequence[tuple[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    for file in files:
-        with _reading([file], kind):
-            data = _load({"train": [file]}, kind, header, streaming=True, **dict(options))
-            for number, row in enumerate(data):
-                yield {**row, FILE: file, INDEX: number}
-
-
 def _names(data: Any, where: Any) -> list[str]:
     """The columns; of a stream that does not tell them those of its first row, of JSON those of its first rows."""
-    names = data.column_names
-    if names is None or JSON in names:
-        first = list(itertools.islice(data, _SEEN if names else 1))
-        if first and JSON in first[0]:
-            first = first if names else list(itertools.islice(data, _SEEN))
-            lines = [row[JSON] for row in first]
-            found = names_of(lines)
-            if not found and lines:
-                raise UserError(f"{where(0, first[0].get(FILE))}: {parse(lines[0])}")
-            return found
-        names = list(first[0]) if first else []
-    return [name for name in names if name not in (INDEX, FILE)]
+    first = next(iter(data), {})
+    if JSON not in first:
+        return [name for name in data.column_names or first if name not in (INDEX, FILE)]
+    names = names_of(row[JSON] for row in itertools.islice(data, _SEEN))
+    if not names:
+        raise UserError(f"{where(first.get(INDEX, 0), first.get(FILE))}: {parse(first[JSON])}")
+    return names
 
 
 def _csv_header(paths: Sequence[Path]) -> list[str]:
@@ -258,7 +222,7 @@ def _in_files(files: Sequence[str], kind: str, number: int, file: str | None) ->
     """Finds the file of a row by counting, where it is not known: slow, and only needed for a message."""
     if file is None:
         for file in files[:-1]:
-            rows = _count(file, kind)
+            rows = _count(file, kind, Path(file).stat().st_mtime_ns)
             if number < rows:
                 break
             number -= rows
@@ -268,7 +232,11 @@ def _in_files(files: Sequence[str], kind: str, number: int, file: str | None) ->
 
 
 @functools.lru_cache(maxsize=4096)
-def _count(file: str, kind: str) -> int:
+def _count(file: str, kind: str, written: int) -> int:
+    import pyarrow.parquet as pq
+
+    if kind == "parquet":
+        return pq.read_metadata(file).num_rows
     with _quiet(), _scratch() as folder:
         header = _csv_header([Path(file)]) if kind == "csv" else []
         return len(_load({"train": [file]}, kind, header, cache_dir=folder))

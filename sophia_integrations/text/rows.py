@@ -56,11 +56,6 @@ class Table:
     features: Mapping[str, Any] = field(default_factory=dict)
     mixed: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def columns(self) -> list[str] | None:
-        """What `data` is known to hold: the columns, or lines of JSON."""
-        return self.data.column_names
-
     def row(self, held: Mapping[str, Any], columns: Mapping[str, str], number: int, file: str | None = None) -> Row:
         """The row that `data` holds as `held`."""
         place = Place(self.where, number, file)

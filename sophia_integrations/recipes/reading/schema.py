@@ -64,10 +64,11 @@ class Columns(_Section):
 class Data(_Section):
     """Exactly one of ``source``, ``files`` and ``hub``.
 
-    A text file is one document; a line of ``.jsonl`` and a row of ``.json``, ``.csv``, ``.parquet`` or a data set is
-    one too.  Without ``validation_files`` or ``hub.validation_split`` about ``validation_fraction`` of the documents
-    is held out.  ``format`` follows from the task when left out; a document longer than ``block_size`` tokens is cut,
-    except where text is packed into blocks.  A bad row is an error; with ``bad_rows: skip`` it is left out and counted.
+    A text file is one document; a line of ``.jsonl`` and a row of ``.json``, ``.csv``, ``.parquet``, ``.arrow`` or a
+    data set is one too.  Without ``validation_files`` or ``hub.validation_split`` about ``validation_fraction`` of the
+    documents is held out.  ``format`` follows from the task when left out; a document longer than ``block_size`` tokens
+    is cut, except where text is packed into blocks.  A bad row is an error, or with ``bad_rows: skip`` left out and
+    counted.
     """
 
     source: Literal["python-stdlib"] | None = None
