@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,50 +13,52 @@ from .rows import FILE, INDEX
 _BATCH = 1000  # rows read from tables at once
 
 
-def stream_files(
-    files: Sequence[str], kind: str, trouble: Callable[..., str], encoding: str = "utf-8", field: str | None = None
-) -> Any:
+def stream_files(files: Sequence[str], kind: str, trouble: Callable[..., str], **options: Any) -> Any:
     """An iterable data set with a shard for each file.
 
     Args:
         files: paths, or addresses such as ``hf://…``.
         kind: jsonl, json, csv, parquet or arrow.
         trouble: says what is wrong, from the files, the kind and the error, where one cannot be read.
-        encoding, field: of JSON; see `lines_of`.
+        options: of `json_rows` or `csv_rows`.
     """
     import datasets
 
-    given = {"kind": kind, "trouble": trouble, "encoding": encoding, "field": field}
+    given = {"kind": kind, "trouble": trouble, "options": options}
     return datasets.IterableDataset.from_generator(_numbered, gen_kwargs={"files": list(files), **given})
 
 
 def _numbered(
-    files: Sequence[str], kind: str, trouble: Callable[..., str], encoding: str, field: str | None
+    files: Sequence[str], kind: str, trouble: Callable[..., str], options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     for file in files:
         try:
-            rows = _json(file, kind, encoding, field) if kind in ("json", "jsonl") else _READERS[kind](file)
-            for number, row in enumerate(rows):
+            for number, row in enumerate(_READERS[kind](file, **options)):
                 yield {**row, FILE: file, INDEX: number}
         except Exception as error:
             raise UserError(trouble([file], kind, error)) from None
 
 
-def _json(file: str, kind: str, encoding: str, field: str | None) -> Iterator[dict[str, Any]]:
+def json_rows(
+    file: str, encoding: str = "utf-8", field: str | None = None, by_line: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON, each as its text."""
     import fsspec
 
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
     with fsspec.open(file, "rt", encoding=encoding, compression="infer") as lines:
-        for line in lines_of(lines.read(), field) if kind == "json" else lines:
+        for line in lines if by_line else lines_of(lines.read(), field):
             if line.strip():
                 yield {JSON: line}
 
 
-def _csv(file: str) -> Iterator[dict[str, Any]]:
+def csv_rows(file: str, **options: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file, every cell as text; a cell that its line does not reach is None."""
     import pandas
 
-    for rows in pandas.read_csv(file, dtype=str, keep_default_na=False, chunksize=_BATCH):
-        yield from rows.astype(object).where(rows.notna(), None).to_dict("records")
+    with pandas.read_csv(file, **{**options, "dtype": str, "keep_default_na": False, "chunksize": _BATCH}) as found:
+        for rows in found:
+            yield from rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
 def _parquet(file: str) -> Iterator[dict[str, Any]]:
@@ -79,4 +82,10 @@ def _arrow(file: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-_READERS = {"csv": _csv, "parquet": _parquet, "arrow": _arrow}
+_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "jsonl": functools.partial(json_rows, by_line=True),
+    "json": json_rows,
+    "csv": csv_rows,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}

@@ -8,7 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_GUESSED = ("Json", "Csv")
+
+def guessing_kind(builder: Any) -> str | None:
+    """ "json" or "csv" where the reader of a data set infers the types of its columns, else None."""
+    names = {base.__name__ for base in type(builder).__mro__}
+    return next((kind for kind in ("json", "csv") if kind.capitalize() in names), None)
 
 
 def local_copy(path: str, name: str | None, revision: str | None) -> tuple[str, str | None]:
@@ -21,10 +25,10 @@ def local_copy(path: str, name: str | None, revision: str | None) -> tuple[str, 
         builder = datasets.load_dataset_builder(path, name, revision=revision)
     except Exception:  # offline; what it is else, loading the data set says
         builder = None
-    reader, folder = type(builder).__name__, None
-    if reader in _GUESSED:
+    folder = None
+    if guessing_kind(builder) is not None:
         folder = _fetched(path, revision, [_inside(file) for file in _files(builder)])
-    elif builder is None or reader == "Cache":
+    elif builder is None or builder.config.data_files is None:
         folder = _kept(path, name, revision)
     return (path, revision) if folder is None else (folder, None)
 
@@ -54,4 +58,4 @@ def _kept(path: str, name: str | None, revision: str | None) -> str | None:
         builder = datasets.load_dataset_builder(folder, name)
     except Exception:  # nothing was fetched, or other files only
         return None
-    return folder if type(builder).__name__ in _GUESSED else None
+    return folder if guessing_kind(builder) is not None else None

@@ -19,13 +19,12 @@ from typing import Any
 
 from ..errors import UserError
 from .cache import cache_dir
-from .file_streams import stream_files
-from .hub_files import local_copy
+from .file_streams import csv_rows, stream_files
+from .hub_files import guessing_kind, local_copy
 from .json_lines import JSON, lines_of, names_of, parse
 from .rows import FILE, INDEX, Table
 from .schemas import mixed_columns
 
-_NOTHING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
 _SEEN = 1000  # rows of JSON whose names are the columns
 
 
@@ -41,13 +40,14 @@ def read_files(paths: Sequence[Path], kind: str, *, streaming: bool = False) -> 
     header = _csv_header(paths) if kind == "csv" else []
     files = [str(path) for path in paths]
     with _reading(files, kind):
+        mixed = mixed_columns(files)
         if streaming:
             data = stream_files(files, kind, _unreadable)
         else:
             with _scratch() as folder:
-                data = _load({"train": files}, kind, header, cache_dir=folder)
+                data = _load(files, kind, header, folder)
         where = functools.partial(_in_files, tuple(files), kind)
-        return Table(data, _names(data, where), where, mixed=mixed_columns(files, kind))
+        return Table(data, _names(data, where), where, mixed=mixed)
 
 
 def read_hub(path: str, name: str | None, split: str, revision: str | None, *, streaming: bool = False) -> Table:
@@ -75,42 +75,37 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None, *, s
 
 
 def _data_set(place: str, name: str | None, split: str, revision: str | None, streaming: bool) -> tuple[Any, Any, Any]:
+    """The data, the features it declares, and its mixed columns."""
     import datasets
 
     builder = datasets.load_dataset_builder(place, name, revision=revision)
-    reader, declared, config = type(builder).__name__, builder.info.features, builder.config
-    options = {"split": split, "revision": revision, "streaming": streaming}
-    if reader == "Json":
-        files = {part: list(paths) for part, paths in config.data_files.items()}
-        kind = "jsonl" if all(_is_lines(file) for paths in files.values() for file in paths) else "json"
-        json = {"encoding": config.encoding, "field": config.field}
-        if not streaming:
-            return _load(files, kind, split=split, **json), declared or {}, {}
+    kind, declared, config = guessing_kind(builder), builder.info.features or {}, builder.config
+    files = {part: [str(file) for file in found] for part, found in (config.data_files or {}).items()}
+    if kind == "json" and all(_is_lines(file) for found in files.values() for file in found):
+        kind = "jsonl"
+    json = {"encoding": config.encoding, "field": config.field} if kind in ("json", "jsonl") else {}
+    cells = {**config.pd_read_csv_kwargs} if kind == "csv" else {}
+    if streaming and kind is not None:
         if split not in files:
             raise ValueError(f'Unknown split "{split}". Should be one of {list(files)}.')
-        return stream_files(files[split], kind, _unreadable, **json), declared or {}, {}
-    if reader == "Csv":
-        if declared is None:
-            first = next(iter(datasets.load_dataset(place, name, **{**options, "streaming": True})), {})
-            declared = datasets.Features({column: datasets.Value("string") for column in first})
-        data = datasets.load_dataset(place, name, features=declared, **_cells(declared), **options)
-    else:
-        data = datasets.load_dataset(place, name, **options)
+        return stream_files(files[split], kind, _unreadable, **json, **cells), declared, {}
+    if json:
+        return _load_json(files, kind, split, **json), declared, {}
+    options = {"split": split, "revision": revision, "streaming": streaming}
+    if kind == "csv":
+        with contextlib.closing(csv_rows(next(iter(files.values()))[0], **cells)) as rows:
+            features = datasets.Features({column: datasets.Value("string") for column in next(rows, {})})
+        data = datasets.load_dataset(place, name, features=features, keep_default_na=False, **options)
+        return data, declared, {}
+    data = datasets.load_dataset(place, name, **options)
     if streaming:
         return with_index(data), data.features or {}, {}
-    local = reader == "Parquet" and Path(place).is_dir()
-    files = config.data_files.get(split.partition("[")[0], []) if local else []
-    return data, data.features or {}, mixed_columns(files, reader.lower())
+    here = files.get(split.partition("[")[0], []) if Path(place).is_dir() else []
+    return data, data.features, mixed_columns(here)
 
 
 def _is_lines(file: str) -> bool:
     return any(part in (".jsonl", ".ndjson") for part in Path(file).suffixes)
-
-
-def _cells(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the CSV reader with which 'NA' stays text, and stays nothing in a column of numbers."""
-    numbers = [name for name, kind in features.items() if getattr(kind, "dtype", "") != "string"]
-    return {"keep_default_na": False, "na_values": {name: _NOTHING for name in numbers}}
 
 
 def with_index(data: Any) -> Any:
@@ -122,29 +117,43 @@ def _with_index(row: dict[str, Any], index: int) -> dict[str, Any]:
     return {**row, INDEX: index}
 
 
-def _load(
-    files: Mapping[str, Sequence[str]],
-    kind: str,
-    header: Sequence[str] = (),
-    split: str = "train",
-    encoding: str = "utf-8",
-    field: str | None = None,
-    **options: Any,
-) -> Any:
+def _load(files: Sequence[str], kind: str, header: Sequence[str], cache_dir: str) -> Any:
     import datasets
 
-    options = {"data_files": {part: list(paths) for part, paths in files.items()}, "split": split, **options}
+    if kind in ("json", "jsonl"):
+        return _load_json({"train": files}, kind, "train", cache_dir=cache_dir)
+    options: dict[str, Any] = {"data_files": {"train": list(files)}, "split": "train", "cache_dir": cache_dir}
     if kind == "csv":
         features = datasets.Features({name: datasets.Value("string") for name in header})
-        return datasets.load_dataset("csv", features=features, keep_default_na=False, **options)
-    if kind not in ("json", "jsonl"):
-        return datasets.load_dataset(kind, **options)
-    options["encoding"] = "utf-8-sig" if encoding == "utf-8" else encoding
-    options["features"] = datasets.Features({JSON: datasets.Value("string")})
-    if kind == "jsonl":
-        return _without_blank(datasets.load_dataset("text", **options))
-    documents = datasets.load_dataset("text", sample_by="document", **options)
-    return documents.map(_rows_of_documents, batched=True, batch_size=1, fn_kwargs={"field": field})
+        options.update(features=features, keep_default_na=False)
+    return datasets.load_dataset(kind, **options)
+
+
+def _load_json(
+    files: Mapping[str, Sequence[str]],
+    kind: str,
+    split: str,
+    encoding: str = "utf-8",
+    field: str | None = None,
+    cache_dir: str | None = None,
+) -> Any:
+    """The lines of a split, which may be cut as `datasets` cuts them: ``train[:10%]+test``."""
+    import datasets
+
+    found = datasets.load_dataset(
+        "text",
+        data_files={part: list(paths) for part, paths in files.items()},
+        features=datasets.Features({JSON: datasets.Value("string")}),
+        encoding="utf-8-sig" if encoding == "utf-8" else encoding,
+        sample_by="line" if kind == "jsonl" else "document",
+        cache_dir=cache_dir,
+    )
+    if kind == "json":
+        found = found.map(_rows_of_documents, batched=True, batch_size=1, fn_kwargs={"field": field})
+    rows = {part: _without_blank(data) for part, data in found.items()}
+    cuts = datasets.ReadInstruction.from_spec(split).to_absolute({part: len(data) for part, data in rows.items()})
+    parts = [rows[cut.splitname].select(range(cut.from_, cut.to)) for cut in cuts]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _rows_of_documents(batch: dict[str, list[str]], field: str | None) -> dict[str, list[str]]:
@@ -210,6 +219,9 @@ def _unreadable(files: Sequence[str], kind: str, error: BaseException) -> str:
                         line.decode()
                     except UnicodeDecodeError:
                         return f"{file}:{number}: not UTF-8 text; convert the file or leave it out"
+    with contextlib.suppress(Exception):  # the same again
+        for trouble in mixed_columns(files).values():
+            return trouble
     places = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return f"{places}: cannot be read as {kind}: {_first_line(cause)}"
 
@@ -239,7 +251,7 @@ def _count(file: str, kind: str, written: int) -> int:
         return pq.read_metadata(file).num_rows
     with _quiet(), _scratch() as folder:
         header = _csv_header([Path(file)]) if kind == "csv" else []
-        return len(_load({"train": [file]}, kind, header, cache_dir=folder))
+        return len(_load([file], kind, header, folder))
 
 
 def _library() -> Any:

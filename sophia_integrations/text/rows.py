@@ -47,7 +47,7 @@ class Table:
         names: of the columns.
         where: names the place of a row, by its number and file.
         features: what the author of a data set declares its columns to be.
-        mixed: columns that are text in some files only, and which files these are.
+        mixed: columns that are text in some files only, and what to say of them.
     """
 
     data: Any
@@ -59,9 +59,7 @@ class Table:
     def row(self, held: Mapping[str, Any], columns: Mapping[str, str], number: int, file: str | None = None) -> Row:
         """The row that `data` holds as `held`."""
         place = Place(self.where, number, file)
-        if JSON not in held:
-            return Row(place, {part: held.get(name) for part, name in columns.items()})
-        found = parse(held[JSON])
+        found = parse(held[JSON]) if JSON in held else held
         if isinstance(found, str):
             return Row(place, {}, found)
         try:

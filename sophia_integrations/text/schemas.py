@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def mixed_columns(files: Sequence[str], kind: str) -> dict[str, str]:
-    """Columns that are text in some files only, each with a file where they are not; `datasets` would write the
-    others as text of its own, such as ``2024-01-01 00:00:00``.
+def mixed_columns(files: Sequence[str]) -> dict[str, str]:
+    """Columns that are text in some files only, each with a sentence about it; `datasets` would write the others as
+    text of its own, such as ``2024-01-01 00:00:00``.
 
     A column without any value has no type, and may join any other.
     """
-    if kind not in ("parquet", "arrow") or len(files) < 2:
-        return {}
     first: dict[tuple[str, ...], bool] = {}
     mixed: dict[str, str] = {}
     for file in files:
-        for place, text in _leaves(_schema(file, kind)):
+        for place, text in _leaves(_schema(file)):
             if first.setdefault(place, text) != text:
-                mixed.setdefault(place[0], file)
+                words = "is text here and something else" if text else "is something else here and text"
+                mixed.setdefault(
+                    place[0], f"{file}: the column {'.'.join(place)} {words} in {files[0]}; write it alike"
+                )
     return mixed
 
 
-def _schema(file: str, kind: str) -> Any:
+def _schema(file: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if kind == "parquet":
+    suffix = Path(file).suffix.lower()
+    if suffix not in (".parquet", ".arrow"):
+        return ()
+    if suffix == ".parquet":
         return pq.read_schema(file)
     with pa.memory_map(file) as source:
         try:

@@ -139,10 +139,7 @@ class _Part:
         chosen = formats.choose_columns(format, self.names, columns, self.origin)
         for name in chosen.values():
             if isinstance(self.found, Table) and name in self.found.mixed:
-                raise UserError(
-                    f"{self.origin}: the column {name!r} holds text in some files and something else in "
-                    f"{self.found.mixed[name]}; write it as text in all of them"
-                )
+                raise UserError(self.found.mixed[name])
         return chosen
 
     def named_labels(self, columns: Mapping[str, str] | None) -> list[str] | None:
