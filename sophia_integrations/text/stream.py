@@ -74,7 +74,7 @@ class Stream(torch.utils.data.IterableDataset[Item]):
             if idle > _PATIENCE:
                 raise UserError(
                     f"data.streaming: {idle:,} rows one after another carry no loss within {self.encoder.block_size} "
-                    "tokens; raise data.block_size"
+                    "tokens, or are bad; raise data.block_size or look at the data"
                 )
             yield from examples
 
