@@ -458,9 +458,7 @@ def test_bad_rows_are_an_error_or_skipped(config: Path, corpus: Path, tmp_path: 
     texts = [json.dumps({"text": path.read_text(encoding="utf-8")}) for path in sorted(corpus.glob("*.txt"))]
     (tmp_path / "rows.jsonl").write_text("\n".join([*texts, '{"text": 3}', "{"]), encoding="utf-8")
     rows = ["trainer.max_steps=2", f"data.init_args.files=['{tmp_path}/rows.jsonl']"]
-    with pytest.raises(
-        UserError, match=f"^2 of {len(texts) + 2} rows are bad: .*; data.bad_rows: skip leaves such rows"
-    ):
+    with pytest.raises(UserError, match=f"^2 of {len(texts) + 2} rows are bad: .*; data.bad_rows: skip "):
         train(config, rows, say=lambda line: None)
     said: list[str] = []
     folder = train(config, [*rows, "data.init_args.bad_rows=skip"], say=said.append).folder
