@@ -235,8 +235,10 @@ class _full_float32:
     """No TF32 inside: it destroys the small eigenvalues."""
 
     def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
+        matmul = torch.backends.cuda.matmul  # since torch 2.9 allow_tf32 cannot be read once fp32_precision was set
+        self._name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+        self._before = getattr(matmul, self._name)
+        setattr(matmul, self._name, exact)
 
     def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self._before
+        setattr(torch.backends.cuda.matmul, self._name, self._before)
