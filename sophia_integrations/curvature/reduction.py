@@ -116,11 +116,12 @@ class DiagonalSum:
 
     def _add_square(self, param: Tensor, factor: float) -> None:
         total = self._sums[param]
-        gradient = local(param.grad).to(total.dtype)
+        gradient = local(param.grad).to(torch.promote_types(param.dtype, torch.float32))
         if factor != 1:
             gradient = gradient * factor
         if param in self.coordinates:
             gradient = self.coordinates[param].into(gradient)
+        gradient = gradient.to(total.dtype)
         total.addcmul_(gradient, gradient)
         param.grad = None
 

@@ -25,15 +25,7 @@ def adamw_update(params: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]
 
     Returns:
         0-dim int64 tensor: such coordinates.
-
-    Raises:
-        RuntimeError: a gradient is sparse.
     """
-    if any(param.grad.layout != torch.strided for param in params):
-        raise RuntimeError(
-            "AdamW groups do not support sparse gradients; use sparse=False in the embedding layer, or give it an "
-            "optimizer of its own such as torch.optim.SparseAdam."
-        )
     on_host = params[0].device.type == "cpu"
     unusable = [p for p in params if not (on_host and math.isfinite(local(p.grad).sum(dtype=torch.float32)))]
     counts = [local(p.grad).numel() - local(p.grad).isfinite().sum() for p in unusable]

@@ -20,8 +20,8 @@ SHORTEST_CAP, ASPECT = 128, 4
 """A piece of the longer side is at most `ASPECT` times the shorter one, which bounds the state of LoRA's thin matrices;
 up to `SHORTEST_CAP` no side is cut but by the caller's own cap."""
 
-KEYS = ("left_factor", "left_basis", "right_factor", "right_basis")
-"""State of one parameter: [matrices · pieces, length, length] each, float32; a side that is not rotated has none."""
+_LARGEST = 2.0**50
+"""Larger gradients are scaled down to it for the factors, whose float32 their squares would not fit into."""
 
 _DAMPING = 1e-6
 """Share of a factor's trace added to its diagonal: directions without gradient keep their eigenvectors."""
@@ -129,6 +129,7 @@ class Basis:
 
     def average(self, gradient: Tensor, beta: float) -> None:
         """Let the factors follow: F ← β F + (1 − β) G·Gᵀ; the first gradient counts whole."""
+        gradient = gradient * (_LARGEST / torch.linalg.vector_norm(gradient, math.inf).clamp_min(_LARGEST))
         with _full_float32():
             for name, product in self.layout.products(gradient).items():
                 factor = self._state.get(name)
@@ -234,8 +235,10 @@ class _full_float32:
     """No TF32 inside: it destroys the small eigenvalues."""
 
     def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
+        matmul = torch.backends.cuda.matmul  # since torch 2.9 allow_tf32 cannot be read once fp32_precision was set
+        self._name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+        self._before = getattr(matmul, self._name)
+        setattr(matmul, self._name, exact)
 
     def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self._before
+        setattr(torch.backends.cuda.matmul, self._name, self._before)

@@ -67,6 +67,15 @@ class Rule:
         """What the update follows: m, or with Nesterov β₁ m + (1 − β₁) g, in `out` or a new tensor."""
         return torch.lerp(exp_avg, grad, 1 - self.beta1, out=out) if self.nesterov else exp_avg
 
+    def move(self, theta: Tensor, step: Tensor) -> None:
+        """θ ← θ − lr λ θ − lr step, in place; `step` is scratch afterwards."""
+        if self.weight_decay != 0:
+            theta.mul_(1 - self.lr * self.weight_decay)
+        if isinstance(self.lr, Tensor):
+            theta.sub_(step.mul_(self.lr))
+        else:
+            theta.add_(step, alpha=-self.lr)
+
 
 class Tally:
     """Counts what the clip does to one parameter, from the very numbers that the update clips.
@@ -136,9 +145,9 @@ def eigenbasis_update(
     x = basis.into(rule.momentum(exp_avg, g)).contiguous()
     flat, h = x.view(-1), hessian.reshape(-1)
     rule.ratio(flat, h, flat, torch.empty_like(flat), tally).clamp_(-1, 1)
-    step = basis.out_of(x).mul_(rule.lr)
+    step = basis.out_of(x)
     theta = param if param.dtype == step.dtype and usable is None else param.to(step.dtype, copy=True)
-    theta.mul_(1 - rule.lr * rule.weight_decay).sub_(step)
+    rule.move(theta, step)
     if usable is not None:
         param.copy_(torch.where(usable, theta, param))
         return grad.numel() - usable.sum()
@@ -199,12 +208,7 @@ def _update_chunk(theta, g, m, h, work, cast, ahead=None, *, bad, rule, tally) -
         m.copy_(torch.where(usable, m, old_m))
     rule.ratio(rule.momentum(m, g, out=ahead), h, work, work, tally).clamp_(-1, 1)
     target = theta if theta.dtype == m.dtype and usable is None else cast.copy_(theta)
-    if rule.weight_decay != 0:
-        target.mul_(1 - rule.lr * rule.weight_decay)
-    if isinstance(rule.lr, Tensor):
-        target.sub_(work.mul_(rule.lr))
-    else:
-        target.add_(work, alpha=-rule.lr)
+    rule.move(target, work)
     if usable is not None:
         theta.copy_(torch.where(usable, target, theta))
     elif target is not theta:

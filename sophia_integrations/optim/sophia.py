@@ -212,7 +212,13 @@ class SophiaG(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
+        with self._no_autocast():
+            self._advance()
+        return value
+
+    def _advance(self) -> None:
         first = self.param_groups[0]
+        self._refuse_sparse_gradients()
         self._turn_bases()
         if self._estimator is not None and self.hessian_due:
             self._refresh()
@@ -234,7 +240,6 @@ class SophiaG(Optimizer):
         self._count("step")
         self._warn_bad_coordinates()
         self._arm()
-        return value
 
     @torch.no_grad()
     def update_hessian(self, num_predictions: float) -> None:
@@ -254,11 +259,14 @@ class SophiaG(Optimizer):
         with_grad = [p for p in self._trainable() if p.grad is not None]
         bases = self._bases()
         diagonal = {}
-        for p in with_grad:
-            grad = p.grad.to(_state_dtype(p))
-            diagonal[p] = (bases[p].into(grad) if p in bases else grad).square().mul_(num_predictions)
+        with self._no_autocast():
+            for p in with_grad:
+                grad = p.grad.to(_state_dtype(p))
+                diagonal[p] = (bases[p].into(grad) if p in bases else grad).square().mul_(num_predictions)
         if not diagonal:
             self._fold(Estimate(None, dropped="no parameter has a gradient"))
+        elif not bases and any(self._layout(p, g) for g in self.param_groups for p in g["params"]):
+            self._fold(Estimate(None, dropped="the eigenbasis is known after the first step(): call it after that"))
         elif not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
             self._fold(Estimate(None, dropped="it was not finite"))
         else:
@@ -317,9 +325,11 @@ class SophiaG(Optimizer):
 
         def exact(_: Optimizer) -> None:
             saved_ids = [i for group in loaded["param_groups"] for i in group["params"]]
+            sophia = self._sophia_params()
             for i, param in zip(saved_ids, self._all_params(), strict=True):
-                if param in self._sophia_params():
-                    self._restore(param, loaded["state"].get(i, {}))
+                self._restore(
+                    param, loaded["state"].get(i, {}), _state_dtype(param) if param in sophia else param.dtype
+                )
 
         hooks = [self.register_load_state_dict_pre_hook(checked)]
         hooks.append(self.register_load_state_dict_post_hook(exact, prepend=True))
@@ -330,14 +340,16 @@ class SophiaG(Optimizer):
                 hook.remove()
         self._arm()
 
-    def _restore(self, param: Tensor, saved: dict[str, Tensor]) -> None:
+    def _restore(self, param: Tensor, saved: dict[str, Tensor], dtype: torch.dtype) -> None:
         for key, value in saved.items():
             if isinstance(value, Tensor) and value.is_floating_point():
-                if value.shape == param.shape:
-                    restored = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
+                if key == "step":
+                    self.state[param][key] = value.to(param.device, torch.float32, copy=True)
+                elif value.shape == param.shape:
+                    restored = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                     self.state[param][key] = restored.copy_(value)
                 else:
-                    self.state[param][key] = value.to(param.device, _state_dtype(param), copy=True)
+                    self.state[param][key] = value.to(param.device, dtype, copy=True)
 
     def _turn_bases(self) -> None:
         """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
@@ -346,7 +358,7 @@ class SophiaG(Optimizer):
             at_interval = group["step"] % group["basis_interval"] == 0 or group["step"] < group["basis_warmup"]
             for param in group["params"]:
                 layout = self._layout(param, group) if param.grad is not None else None
-                if layout is None or param.grad.layout != torch.strided:
+                if layout is None:
                     continue
                 basis = Basis(layout, self._state_of(param))
                 basis.average(usable_gradient(param.grad, _state_dtype(param), False)[1], group["basis_beta"])
@@ -406,6 +418,15 @@ class SophiaG(Optimizer):
             group["batch_predictions"] = estimate.batch_predictions or estimate.num_predictions
         self._count("hessian_updates")
 
+    def _refuse_sparse_gradients(self) -> None:
+        for group in self.param_groups:
+            if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+                rule = "Sophia does" if group["update"] == "sophia" else "AdamW groups do"
+                raise RuntimeError(
+                    f"{rule} not support sparse gradients; use sparse=False in the embedding layer, or give it an "
+                    "optimizer of its own such as torch.optim.SparseAdam."
+                )
+
     def _refuse_signum(self) -> None:
         """No estimate at all is sign momentum, and no more of them is the curvature of another model."""
         group = self.param_groups[0]
@@ -453,7 +474,7 @@ class SophiaG(Optimizer):
                 continue
             rule = self._rule(group)
             for param in group["params"]:
-                if param.grad is not None and param.grad.layout == torch.strided:
+                if param.grad is not None:
                     state = self._state_of(param)
                     tensors = (local(x) for x in (param.grad, state["exp_avg"], state["hessian"]))
                     histogram.add(param, log_ratio_histogram(*tensors, rule, bases.get(param)))
@@ -479,8 +500,6 @@ class SophiaG(Optimizer):
                 group["win_rate"], group["curvature_share"] = unclipped / coordinates, curved / coordinates
 
     def _update(self, param: Tensor, group: dict[str, Any], rule: Rule, counts: SumOverShards | None) -> None:
-        if param.grad.layout != torch.strided:
-            raise RuntimeError("Sophia does not support sparse gradients; use sparse=False in the embedding layer.")
         state = self._state_of(param)
         tally = Tally(param.device) if counts is not None else None
         tensors = [local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"])]
@@ -532,6 +551,9 @@ class SophiaG(Optimizer):
                     f"{int(count)} gradient coordinates were not finite by step {self.param_groups[0]['step']}; "
                     "Sophia left those parameters as they were. stats()['nonfinite_gradients'] keeps count."
                 )
+
+    def _no_autocast(self) -> torch.autocast:
+        return torch.autocast(self._all_params()[0].device.type, enabled=False)
 
     def _clock(self) -> float:
         for param in self._all_params():

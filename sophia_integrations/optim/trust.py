@@ -7,8 +7,6 @@ are not clipped. s falls from its start to its end in proportion to the learning
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ BINS = BINS_PER_OCTAVE * (HIGHEST - LOWEST)
 
 
 def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Rule, basis: Basis | None) -> Tensor:
-    """Counts of |m|/h on a logarithmic scale, float32 [BINS], with m as the coming update will follow it.
+    """Counts of |m|/h on a logarithmic scale, int64 [BINS], with m as the coming update will follow it.
 
     Coordinates without curvature (h ≤ 0) have no ratio and are not counted.
 
@@ -33,7 +31,7 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
         grad, exp_avg, hessian: as for `sophia_update`, before it.
         basis: of the parameter; None for weight coordinates.
     """
-    counts = torch.zeros(BINS, dtype=torch.float32, device=grad.device)
+    counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
     length = max(1, grad.numel() if basis is not None else chunk_length(grad))
     scale = rule.momentum_scale / rule.hessian_scale
     for g, m, h in zip(*(x.reshape(-1).split(length) for x in (grad, exp_avg, hessian)), strict=True):
@@ -41,9 +39,9 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
         followed = rule.momentum(m.lerp(g, 1 - rule.beta1), g)
         if basis is not None:
             followed = basis.into(followed.view(grad.shape)).reshape(-1)
-        ratio = followed.abs().mul_(scale).div_(h)
-        logarithms = torch.where(h > 0, ratio, math.nan).log2_().clamp_(LOWEST, HIGHEST)
-        counts += torch.histc(logarithms.float(), BINS, LOWEST, HIGHEST)
+        bins = followed.abs().mul_(scale).div_(h).log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
+        bins = torch.where((h > 0) & ~bins.isnan(), bins, BINS).long()
+        counts += torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
     return counts
 
 
