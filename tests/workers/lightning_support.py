@@ -138,6 +138,11 @@ def updates(trainer):
     return stats["hessian_updates"]
 
 
+def rows_remembered(optimizer):
+    """Rows of each micro-batch that waits for the next estimate."""
+    return [batch.num_rows for batch in optimizer.estimator._tap._remembered]
+
+
 def hessian_of(trainer, module):
     """ĥ by parameter name after the first estimate."""
     sophia = sophia_of(trainer)
