@@ -12,20 +12,28 @@ from torch.optim.adamw import adamw
 
 from .sharding import local
 
-DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
+AS_TORCH = {"betas": (0.9, 0.999), "eps": 1e-8}
 """Torch's own, where a group does not say otherwise."""
 
 STATE = ("exp_avg", "exp_avg_sq")
 
 
-def adamw_update(params: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: dict[str, Any]) -> Tensor:
-    """One step of `torch.optim.AdamW(fused=True)` on `params`, which have gradients and lie on one device.
+def adamw_update(group: dict[str, Any], states: Mapping[Tensor, dict[str, Tensor]]) -> list[Tensor]:
+    """One step of `torch.optim.AdamW(fused=True)` on the parameters of `group` that have gradients.
 
     A parameter that has a non-finite coordinate in its gradient stays as it is; on a GPU all of them do.
 
     Returns:
-        0-dim int64 tensor: such coordinates.
+        Such coordinates: a 0-dim int64 tensor for each device.
     """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for param in group["params"]:
+        if param.grad is not None:
+            by_device.setdefault(param.device, []).append(param)
+    return [_on_one_device(params, states, group) for params in by_device.values()]
+
+
+def _on_one_device(params: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: dict[str, Any]) -> Tensor:
     on_host = params[0].device.type == "cpu"
     unusable = [p for p in params if not (on_host and math.isfinite(local(p.grad).sum(dtype=torch.float32)))]
     counts = [local(p.grad).numel() - local(p.grad).isfinite().sum() for p in unusable]

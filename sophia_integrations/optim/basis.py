@@ -10,11 +10,15 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .gradients import usable_gradient
+from .state import Groups, States, sophia_members, state_dtype, state_of
 
 SHORTEST_CAP, ASPECT = 128, 4
 """A piece of the longer side is at most `ASPECT` times the shorter one, which bounds the state of LoRA's thin matrices;
@@ -242,3 +246,44 @@ class _full_float32:
 
     def __exit__(self, *_: object) -> None:
         setattr(torch.backends.cuda.matmul, self._name, self._before)
+
+
+def basis_layout(param: Tensor, group: Mapping[str, Any]) -> Layout | None:
+    """How a parameter of `group` is rotated; None where it is not.
+
+    Raises:
+        ValueError: the matrix is sharded.
+    """
+    if group["update"] != "sophia" or group["basis"] is None:
+        return None
+    layout = layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"])
+    if layout is not None and hasattr(param, "to_local"):
+        raise ValueError(
+            "basis='eigen' rotates whole matrices, and these are sharded over ranks (FSDP2 or tensor parallelism): "
+            "use DDP, or basis=None."
+        )
+    return layout
+
+
+def known_bases(groups: Groups, states: States) -> dict[Tensor, Basis]:
+    """The parameters that have an eigenbasis by now."""
+    layouts = {p: basis_layout(p, group) for p, group in sophia_members(groups)}
+    bases = {p: Basis(layout, states[p]) for p, layout in layouts.items() if layout and p in states}
+    return {p: basis for p, basis in bases.items() if basis.is_known}
+
+
+def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]) -> None:
+    """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
+    due: list[Basis] = []
+    for param, group in sophia_members(groups):
+        layout = basis_layout(param, group) if param.grad is not None else None
+        if layout is None:
+            continue
+        basis = Basis(layout, state_of(states, param))
+        basis.average(usable_gradient(param.grad, state_dtype(param), False)[1], group["basis_beta"])
+        step = group["step"]
+        if step % group["basis_interval"] == 0 or step < group["basis_warmup"] or not basis.is_known:
+            due.append(basis)
+    turned = refresh([side for basis in due for side in basis.sides()], agree)
+    for basis in due:
+        basis.carry_hessian(turned)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .basis import Basis
+from .basis import Basis, basis_layout
+from .gradients import usable_gradient
+from .sharding import SumOverShards, local
+from .state import Groups, States, note, state_of
 
 CPU_CHUNK = 65_536
 """Elements updated at a time on the CPU: float32 scratch rows of this length stay in the L2 cache."""
@@ -38,6 +43,24 @@ class Rule:
     momentum_scale: float = 1.0
     hessian_scale: float = 1.0
     noise: float = 0.0
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Rule:
+        """The numbers of a parameter group at its present step."""
+        (beta1, beta2), corrected = group["betas"], group["bias_correction"]
+        predictions, updates = group["batch_predictions"], group["hessian_updates"]
+        return cls(
+            lr=group["lr"],
+            beta1=beta1,
+            rho=group["auto_rho"] if group["rho"] == "auto" else group["rho"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            nesterov=group["nesterov"],
+            momentum_scale=1 / (1 - beta1 ** (group["step"] + 1)) if corrected else 1.0,
+            hessian_scale=1 / (1 - beta2**updates) if corrected and updates else 1.0,
+            noise=group["noise_floor"] / math.sqrt(predictions) if predictions else 0.0,
+        )
 
     def floor(self, hessian: Tensor) -> Tensor | float:
         """What the denominator does not fall below: ε, or with a noise floor max(c √(h/N), ε)."""
@@ -88,6 +111,38 @@ class Tally:
     def __init__(self, device: torch.device) -> None:
         self.unclipped = torch.zeros((), dtype=torch.int64, device=device)
         self.curved = torch.zeros((), dtype=torch.int64, device=device)
+
+
+def update_group(group: dict[str, Any], states: States, counts: SumOverShards | None) -> Iterator[Tensor]:
+    """One update of every parameter of a Sophia group that has a gradient.
+
+    Args:
+        counts: gets (unclipped, curved, all) coordinates, when given.
+
+    Yields:
+        0-dim int64 tensors: coordinates with a non-finite gradient.
+    """
+    rule = Rule.of(group)
+    for param in (p for p in group["params"] if p.grad is not None):
+        state = state_of(states, param)
+        tally = Tally(param.device) if counts is not None else None
+        tensors = [local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"])]
+        layout = basis_layout(param, group)
+        if layout is None:
+            yield sophia_update(*tensors, rule, tally)
+        else:
+            yield eigenbasis_update(*tensors, Basis(layout, state), rule, tally)
+        if counts is not None and tensors[0].numel():
+            size = torch.tensor(tensors[0].numel(), device=param.device)
+            counts.add(param, torch.stack([tally.unclipped, tally.curved, size]))
+
+
+def note_shares(groups: Groups, counts: SumOverShards) -> None:
+    """Keep the shares of coordinates that the clip left alone, and that have ρh for a denominator."""
+    shares = counts.total()
+    if shares is not None:
+        unclipped, curved, coordinates = shares.tolist()
+        note(groups, win_rate=unclipped / coordinates, curvature_share=curved / coordinates)
 
 
 def sophia_update(
@@ -154,17 +209,6 @@ def eigenbasis_update(
     if theta is not param:
         param.copy_(theta)
     return torch.zeros((), dtype=torch.int64, device=param.device)
-
-
-def usable_gradient(grad: Tensor, dtype: torch.dtype, maximize: bool) -> tuple[Tensor | None, Tensor]:
-    """Which coordinates are finite (None: all, as far as can be told without waiting for the device), and the gradient
-    to descend in `dtype`, 0 where it is not finite. The gradient itself where nothing has to change."""
-    usable = None
-    if grad.device.type != "cpu" or not math.isfinite(grad.sum(dtype=torch.float32)):
-        usable = torch.isfinite(grad)
-        grad = torch.where(usable, grad, 0)
-    grad = grad.to(dtype)
-    return usable, -grad if maximize else grad
 
 
 def chunk_length(tensor: Tensor) -> int:

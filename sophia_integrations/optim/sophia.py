@@ -11,30 +11,23 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from . import adamw
-from .basis import Basis, Layout, layout_of, refresh
-from .checks import check_group, check_hyperparameters, check_loadable, warn_caller, warn_changed_hyperparameters
+from .adamw import AS_TORCH, adamw_update
+from .basis import basis_layout, known_bases, turn_bases
+from .checkpoint import exactly_loaded
+from .checks import (
+    check_group,
+    check_hyperparameters,
+    refuse_sparse_gradients,
+    refuse_stale_curvature,
+    warn_caller,
+)
 from .estimator import Estimate, HessianEstimator
-from .functional import Rule, Tally, eigenbasis_update, sophia_update, usable_gradient
+from .functional import Rule, note_shares, update_group
+from .nonfinite import NonFiniteGradients
 from .sharding import SumOverShards, equal_on_all_ranks, local
-from .statistics import curvature_statistics, total
-from .trust import UNCLIPPED, log_ratio_histogram, quantile_of, share_at
-
-_COUNTERS = {
-    "step": 0,
-    "hessian_updates": 0,
-    "hessian_skipped": 0,
-    "hessian_step": 0,
-    "batch_predictions": 0,
-    "auto_rho": 0.0,
-    "peak_lr": 0.0,
-    "win_rate": 0.0,
-    "curvature_share": 0.0,
-}
-"""What the run knows of itself; equal in all groups, and part of them so that every kind of checkpoint has it."""
-
-_WARN_AFTER, _RAISE_AFTER = 2, 5
-"""Intervals without an estimate until a sentence, and until an error."""
+from .state import COUNTERS, no_autocast, note, sophia_members, state_dtype, state_of
+from .statistics import curvature_statistics
+from .trust import UNCLIPPED, measured_ratios, set_rho
 
 
 class SophiaG(Optimizer):
@@ -140,7 +133,7 @@ class SophiaG(Optimizer):
             basis_beta=basis_beta,
             basis_max_dim=basis_max_dim,
             basis_flatten=basis_flatten,
-            **_COUNTERS,
+            **COUNTERS,
         )
         check_hyperparameters(defaults)
         self._set_session(estimator)
@@ -151,10 +144,9 @@ class SophiaG(Optimizer):
         """What lives for this process only: all that training needs to go on is in the state dict."""
         self._estimator = estimator
         self.hessian_seconds = 0.0
-        self._bad_coordinates: dict[torch.device, Tensor] = {}
-        self._warned_bad = False
+        self._nonfinite = NonFiniteGradients()
         self._last_drop = "no estimator was given and update_hessian() was never called"
-        self._ratio_quantiles: list[float | None] | None = None
+        self._ratios: Tensor | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -183,7 +175,7 @@ class SophiaG(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use."""
         if param_group.get("update") == "adamw":
-            param_group = {**adamw.DEFAULTS, **param_group}
+            param_group = {**AS_TORCH, **param_group}
         super().add_param_group(param_group)
         group, first = self.param_groups[-1], self.param_groups[0]
         try:
@@ -191,8 +183,7 @@ class SophiaG(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        for key in _COUNTERS:
-            group[key] = first[key]
+        group.update({key: first[key] for key in COUNTERS})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -212,33 +203,32 @@ class SophiaG(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        with self._no_autocast():
+        with no_autocast(self.param_groups):
             self._advance()
         return value
 
     def _advance(self) -> None:
-        first = self.param_groups[0]
-        self._refuse_sparse_gradients()
-        self._turn_bases()
+        groups, states = self.param_groups, self.state
+        first = groups[0]
+        refuse_sparse_gradients(groups)
+        turn_bases(groups, states, self._agree)
         if self._estimator is not None and self.hessian_due:
             self._refresh()
-        self._refuse_signum()
+        refuse_stale_curvature(first, self._last_drop, self._estimator is not None)
         measured = first["step"] % first["hessian_interval"] == 0 or first["hessian_step"] == first["step"]
         if measured:
-            self._set_rho()
+            self._ratios = measured_ratios(groups, states, known_bases(groups, states))
+            if self._ratios is not None:
+                set_rho(groups, self._ratios)
         counts = SumOverShards() if measured else None
-        for group in self.param_groups:
-            if group["update"] == "adamw":
-                self._update_adamw(group)
-            else:
-                rule = self._rule(group)
-                for param in group["params"]:
-                    if param.grad is not None:
-                        self._update(param, group, rule, counts)
+        for group in groups:
+            adamws = group["update"] == "adamw"
+            for bad in adamw_update(group, states) if adamws else update_group(group, states, counts):
+                self._nonfinite.add(bad)
         if counts is not None:
-            self._note(counts)
-        self._count("step")
-        self._warn_bad_coordinates()
+            note_shares(groups, counts)
+        note(groups, step=first["step"] + 1)
+        self._nonfinite.warn(first["step"], wait=first["step"] % first["hessian_interval"] == 1)
         self._arm()
 
     @torch.no_grad()
@@ -256,16 +246,15 @@ class SophiaG(Optimizer):
         """
         if not (math.isfinite(num_predictions) and num_predictions > 0):
             raise ValueError(f"num_predictions must be a positive number, got {num_predictions}.")
-        with_grad = [p for p in self._trainable() if p.grad is not None]
-        bases = self._bases()
+        bases = known_bases(self.param_groups, self.state)
         diagonal = {}
-        with self._no_autocast():
-            for p in with_grad:
-                grad = p.grad.to(_state_dtype(p))
+        with no_autocast(self.param_groups):
+            for p in (p for p in self._trainable() if p.grad is not None):
+                grad = p.grad.to(state_dtype(p))
                 diagonal[p] = (bases[p].into(grad) if p in bases else grad).square().mul_(num_predictions)
         if not diagonal:
             self._fold(Estimate(None, dropped="no parameter has a gradient"))
-        elif not bases and any(self._layout(p, g) for g in self.param_groups for p in g["params"]):
+        elif not bases and any(basis_layout(p, group) for p, group in sophia_members(self.param_groups)):
             self._fold(Estimate(None, dropped="the eigenbasis is known after the first step(): call it after that"))
         elif not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
             self._fold(Estimate(None, dropped="it was not finite"))
@@ -296,14 +285,14 @@ class SophiaG(Optimizer):
         return {
             "win_rate": group["win_rate"],
             "curvature_share": group["curvature_share"],
-            "rho": next((_rho(g) for g in self.param_groups if g["update"] == "sophia"), 0.0),
-            **curvature_statistics(self._sophia_params(), self.state),
-            "ratio_quantiles": self._ratio_quantiles,
+            "rho": next((Rule.of(g).rho for _, g in sophia_members(self.param_groups)), 0.0),
+            **curvature_statistics([p for p, _ in sophia_members(self.param_groups)], self.state),
+            "ratio_quantiles": deciles_of(self._ratios),
             "hessian_age": group["step"] - 1 - group["hessian_step"] if group["hessian_updates"] else None,
             "hessian_updates": group["hessian_updates"],
             "hessian_skipped": group["hessian_skipped"],
             "hessian_seconds": self.hessian_seconds,
-            "nonfinite_gradients": total(list(self._bad_coordinates.values())),
+            "nonfinite_gradients": self._nonfinite.total(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -316,266 +305,49 @@ class SophiaG(Optimizer):
         Raises:
             ValueError: the checkpoint belongs to another optimizer or another basis, or its groups do not match.
         """
-        loaded: dict[str, Any] = {}
-
-        def checked(_: Optimizer, final: dict[str, Any]) -> None:
-            check_loadable(final, self.param_groups)
-            warn_changed_hyperparameters(self.param_groups, final["param_groups"])
-            loaded.update(final)
-
-        def exact(_: Optimizer) -> None:
-            saved_ids = [i for group in loaded["param_groups"] for i in group["params"]]
-            sophia = self._sophia_params()
-            for i, param in zip(saved_ids, self._all_params(), strict=True):
-                self._restore(
-                    param, loaded["state"].get(i, {}), _state_dtype(param) if param in sophia else param.dtype
-                )
-
-        hooks = [self.register_load_state_dict_pre_hook(checked)]
-        hooks.append(self.register_load_state_dict_post_hook(exact, prepend=True))
-        try:
+        with exactly_loaded(self):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._arm()
-
-    def _restore(self, param: Tensor, saved: dict[str, Tensor], dtype: torch.dtype) -> None:
-        for key, value in saved.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                if key == "step":
-                    self.state[param][key] = value.to(param.device, torch.float32, copy=True)
-                elif value.shape == param.shape:
-                    restored = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-                    self.state[param][key] = restored.copy_(value)
-                else:
-                    self.state[param][key] = value.to(param.device, dtype, copy=True)
-
-    def _turn_bases(self) -> None:
-        """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
-        due: list[Basis] = []
-        for group in self.param_groups:
-            at_interval = group["step"] % group["basis_interval"] == 0 or group["step"] < group["basis_warmup"]
-            for param in group["params"]:
-                layout = self._layout(param, group) if param.grad is not None else None
-                if layout is None:
-                    continue
-                basis = Basis(layout, self._state_of(param))
-                basis.average(usable_gradient(param.grad, _state_dtype(param), False)[1], group["basis_beta"])
-                if at_interval or not basis.is_known:
-                    due.append(basis)
-        turned = refresh([side for basis in due for side in basis.sides()], self._agree)
-        for basis in due:
-            basis.carry_hessian(turned)
 
     def _agree(self, tensor: Tensor) -> None:
         equal_on_all_ranks(tensor, getattr(self._estimator, "process_group", None))
 
-    def _layout(self, param: Tensor, group: dict[str, Any]) -> Layout | None:
-        if group["update"] != "sophia" or group["basis"] is None:
-            return None
-        layout = layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"])
-        if layout is not None and hasattr(param, "to_local"):
-            raise ValueError(
-                "basis='eigen' rotates whole matrices, and these are sharded over ranks (FSDP2 or tensor parallelism): "
-                "use DDP, or basis=None."
-            )
-        return layout
-
-    def _bases(self) -> dict[Tensor, Basis]:
-        """The parameters that have an eigenbasis by now."""
-        layouts = {p: self._layout(p, g) for g in self.param_groups for p in g["params"]}
-        bases = {p: Basis(layout, self.state[p]) for p, layout in layouts.items() if layout and p in self.state}
-        return {p: basis for p, basis in bases.items() if basis.is_known}
-
     def _refresh(self) -> None:
         started = self._clock()
-        bases = self._bases()
+        bases = known_bases(self.param_groups, self.state)
         coordinates = {"coordinates": bases} if bases else {}
         self._fold(self._estimator.estimate(self._trainable(), self.param_groups[0]["step"], **coordinates))
         self.hessian_seconds += self._clock() - started
 
     def _fold(self, estimate: Estimate) -> None:
-        if not estimate.captured and not any(group["lr"] for group in self.param_groups):
+        groups, first = self.param_groups, self.param_groups[0]
+        if not estimate.captured and not any(group["lr"] for group in groups):
             return  # torch.distributed.checkpoint makes a step with lr 0 and no batch, only to create the state
         if estimate.diagonal is None:
-            self._count("hessian_skipped")
+            note(groups, hessian_skipped=first["hessian_skipped"] + 1)
             self._last_drop = estimate.dropped or "the estimate was dropped"
-            step = self.param_groups[0]["step"]
-            if step % self.param_groups[0]["hessian_interval"] == 0:
-                warn_caller(f"Sophia made no Hessian estimate at step {step}: {self._last_drop}.")
+            if first["step"] % first["hessian_interval"] == 0:
+                warn_caller(f"Sophia made no Hessian estimate at step {first['step']}: {self._last_drop}.")
             return
-        bases = self._bases()
-        for group in self.param_groups:
-            beta2 = group["betas"][1]
-            for param in group["params"]:
-                unknown = self._layout(param, group) is not None and param not in bases
-                if param in estimate.diagonal and not unknown:
-                    h = self._state_of(param)["hessian"]
-                    local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
-        for group in self.param_groups:
-            group["hessian_step"] = group["step"]
-            group["batch_predictions"] = estimate.batch_predictions or estimate.num_predictions
-        self._count("hessian_updates")
+        bases = known_bases(groups, self.state)
+        for param, group in sophia_members(groups):
+            if param in estimate.diagonal and (param in bases or basis_layout(param, group) is None):
+                h, beta2 = state_of(self.state, param)["hessian"], group["betas"][1]
+                local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
+        predictions = estimate.batch_predictions or estimate.num_predictions
+        note(groups, hessian_step=first["step"], batch_predictions=predictions)
+        note(groups, hessian_updates=first["hessian_updates"] + 1)
 
-    def _refuse_sparse_gradients(self) -> None:
-        for group in self.param_groups:
-            if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
-                rule = "Sophia does" if group["update"] == "sophia" else "AdamW groups do"
-                raise RuntimeError(
-                    f"{rule} not support sparse gradients; use sparse=False in the embedding layer, or give it an "
-                    "optimizer of its own such as torch.optim.SparseAdam."
-                )
-
-    def _refuse_signum(self) -> None:
-        """No estimate at all is sign momentum, and no more of them is the curvature of another model."""
-        group = self.param_groups[0]
-        age = group["step"] - group["hessian_step"]
-        interval = group["hessian_interval"]
-        if group["hessian_updates"] == 0 and group["step"] >= interval:
-            raise RuntimeError(
-                f"Sophia has made {group['step']} steps without a single Hessian estimate, so it would be sign "
-                f"momentum under another name. Cause: {self._last_drop}."
-            )
-        if not group["hessian_updates"] or age < _WARN_AFTER * interval:
-            return
-        stale = f"Sophia's last Hessian estimate is {age} steps old, and one is due every {interval}"
-        remedy = f"Cause: {self._last_drop}."
-        if self._estimator is None:
-            remedy = "Set optimizer.estimator = GaussNewtonBartlett(model), or call update_hessian()."
-        if age >= _RAISE_AFTER * interval:
-            raise RuntimeError(f"{stale}: it would train on with the curvature of another model. {remedy}")
-        if self._estimator is None and age == _WARN_AFTER * interval:
-            warn_caller(f"{stale}; at {_RAISE_AFTER * interval} steps it stops. {remedy}")
-
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        """The numbers of this step."""
-        (beta1, beta2), corrected = group["betas"], group["bias_correction"]
-        predictions, updates = group["batch_predictions"], group["hessian_updates"]
-        return Rule(
-            lr=group["lr"],
-            beta1=beta1,
-            rho=_rho(group),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
-            nesterov=group["nesterov"],
-            momentum_scale=1 / (1 - beta1 ** (group["step"] + 1)) if corrected else 1.0,
-            hessian_scale=1 / (1 - beta2**updates) if corrected and updates else 1.0,
-            noise=group["noise_floor"] / math.sqrt(predictions) if predictions else 0.0,
-        )
-
-    def _set_rho(self) -> None:
-        """Measure |m|/h as this step will use it and, in groups with rho="auto", set ρ to its quantile."""
-        histogram = SumOverShards()
-        bases = self._bases()
-        for group in self.param_groups:
-            if group["update"] != "sophia":
-                continue
-            rule = self._rule(group)
-            for param in group["params"]:
-                if param.grad is not None:
-                    state = self._state_of(param)
-                    tensors = (local(x) for x in (param.grad, state["exp_avg"], state["hessian"]))
-                    histogram.add(param, log_ratio_histogram(*tensors, rule, bases.get(param)))
-        counts = histogram.total()
-        if counts is None:
-            return
-        self._ratio_quantiles = [quantile_of(counts, tenths / 10) for tenths in range(1, 10)]
-        automatic = [g for g in self.param_groups if g["update"] == "sophia" and g["rho"] == "auto"]
-        if automatic:
-            lr = float(automatic[0]["lr"])
-            peak = max(lr, automatic[0]["peak_lr"], float(automatic[0].get("initial_lr", 0.0)))
-            rho = quantile_of(counts, share_at(lr, peak, *automatic[0]["unclipped"]))
-            for group in self.param_groups:
-                group["peak_lr"] = peak
-                group["auto_rho"] = group["auto_rho"] if rho is None else rho
-
-    def _note(self, counts: SumOverShards) -> None:
-        """Keep the shares that the clip left alone, out of (unclipped, curved, all) coordinates."""
-        sums = counts.total()
-        if sums is not None:
-            unclipped, curved, coordinates = sums.tolist()
-            for group in self.param_groups:
-                group["win_rate"], group["curvature_share"] = unclipped / coordinates, curved / coordinates
-
-    def _update(self, param: Tensor, group: dict[str, Any], rule: Rule, counts: SumOverShards | None) -> None:
-        state = self._state_of(param)
-        tally = Tally(param.device) if counts is not None else None
-        tensors = [local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"])]
-        layout = self._layout(param, group)
-        if layout is None:
-            bad = sophia_update(*tensors, rule, tally)
-        else:
-            bad = eigenbasis_update(*tensors, Basis(layout, state), rule, tally)
-        if counts is not None and tensors[0].numel():
-            size = torch.tensor(tensors[0].numel(), device=param.device)
-            counts.add(param, torch.stack([tally.unclipped, tally.curved, size]))
-        self._count_bad(param, bad)
-
-    def _update_adamw(self, group: dict[str, Any]) -> None:
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for param in group["params"]:
-            if param.grad is not None:
-                by_device.setdefault(param.device, []).append(param)
-        for params in by_device.values():
-            self._count_bad(params[0], adamw.adamw_update(params, self.state, group))
-
-    def _count_bad(self, param: Tensor, bad: Tensor) -> None:
-        earlier = self._bad_coordinates.get(param.device)
-        self._bad_coordinates[param.device] = bad if earlier is None else earlier.add_(bad)
-
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        for key in ("exp_avg", "hessian"):
-            if key not in state:
-                state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
-        return state
-
-    def _count(self, counter: str) -> None:
-        value = self.param_groups[0][counter] + 1
-        for group in self.param_groups:
-            group[counter] = value
+    def _trainable(self) -> list[Tensor]:
+        """What h is estimated for."""
+        return [p for p, _ in sophia_members(self.param_groups) if p.requires_grad]
 
     def _arm(self) -> None:
         if self._estimator is not None:
             self._estimator.arm(self.hessian_due)
 
-    def _warn_bad_coordinates(self) -> None:
-        """One warning a process; reading the count waits for the device, so elsewhere only at a refresh."""
-        at_refresh = self.param_groups[0]["step"] % self.param_groups[0]["hessian_interval"] == 1
-        for device, count in self._bad_coordinates.items():
-            if not self._warned_bad and (device.type == "cpu" or at_refresh) and count > 0:
-                self._warned_bad = True
-                warn_caller(
-                    f"{int(count)} gradient coordinates were not finite by step {self.param_groups[0]['step']}; "
-                    "Sophia left those parameters as they were. stats()['nonfinite_gradients'] keeps count."
-                )
-
-    def _no_autocast(self) -> torch.autocast:
-        return torch.autocast(self._all_params()[0].device.type, enabled=False)
-
     def _clock(self) -> float:
-        for param in self._all_params():
-            if param.device.type == "cuda":
-                torch.cuda.synchronize(param.device)
-            break
+        device = self.param_groups[0]["params"][0].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()
-
-    def _all_params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def _sophia_params(self) -> dict[Tensor, None]:
-        return {p: None for group in self.param_groups if group["update"] == "sophia" for p in group["params"]}
-
-    def _trainable(self) -> list[Tensor]:
-        """What h is estimated for."""
-        return [p for p in self._sophia_params() if p.requires_grad]
-
-
-def _rho(group: dict[str, Any]) -> float:
-    return group["auto_rho"] if group["rho"] == "auto" else group["rho"]
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)

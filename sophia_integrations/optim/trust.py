@@ -7,11 +7,16 @@ are not clipped. s falls from its start to its end in proportion to the learning
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from .basis import Basis
-from .functional import Rule, chunk_length, usable_gradient
+from .functional import Rule, chunk_length
+from .gradients import usable_gradient
+from .sharding import SumOverShards, local
+from .state import Groups, States, note, state_of
 
 UNCLIPPED = (0.6, 0.3)
 """The share left alone at the peak of the learning rate, and where it is 0."""
@@ -62,6 +67,37 @@ def quantile_of(histogram: Tensor, share: float) -> float | None:
     return 2.0 ** (LOWEST + position / BINS_PER_OCTAVE)
 
 
+def deciles_of(histogram: Tensor | None) -> list[float | None] | None:
+    """The values of |m|/h that 10, 20, …, 90 % lie below; None without a histogram."""
+    return None if histogram is None else [quantile_of(histogram, tenths / 10) for tenths in range(1, 10)]
+
+
 def share_at(lr: float, peak_lr: float, start: float, end: float) -> float:
     """s of the present step: `start` at the peak of the learning rate, `end` where it is 0, linear between."""
     return end + (start - end) * (min(1.0, lr / peak_lr) if peak_lr > 0 else 1.0)
+
+
+def measured_ratios(groups: Groups, states: States, bases: Mapping[Tensor, Basis]) -> Tensor | None:
+    """The histogram of |m|/h over all of Sophia's coordinates and ranks, on the CPU; None without a gradient."""
+    histogram = SumOverShards()
+    for group in groups:
+        if group["update"] != "sophia":
+            continue
+        rule = Rule.of(group)
+        for param in group["params"]:
+            if param.grad is not None:
+                state = state_of(states, param)
+                tensors = (local(x) for x in (param.grad, state["exp_avg"], state["hessian"]))
+                histogram.add(param, log_ratio_histogram(*tensors, rule, bases.get(param)))
+    return histogram.total()
+
+
+def set_rho(groups: Groups, histogram: Tensor) -> None:
+    """Where ρ is "auto", make it the quantile of `histogram` that the learning rate asks for."""
+    automatic = next((g for g in groups if g["update"] == "sophia" and g["rho"] == "auto"), None)
+    if automatic is None:
+        return
+    lr = float(automatic["lr"])
+    peak = max(lr, automatic["peak_lr"], float(automatic.get("initial_lr", 0.0)))
+    rho = quantile_of(histogram, share_at(lr, peak, *automatic["unclipped"]))
+    note(groups, peak_lr=peak, auto_rho=automatic["auto_rho"] if rho is None else rho)

@@ -42,8 +42,8 @@ ARMS: dict[str, dict] = {
 }
 """`adamw` and `nadamw` (torch's NAdam with constant momentum: AdamW with Nesterov) train everything. In the others the
 matrices follow Sophia in weight coordinates or in the eigenbasis, with h from our units, without curvature (sign), or
-from squares of the training gradient at every step: m/√v, which is Adam in weight coordinates and SOAP in the eigenbasis
-(clipped at 10, so never)."""
+from squares of the training gradient at every step: m/√v, which is Adam in weight coordinates and in the eigenbasis
+SOAP (clipped at 10, so never)."""
 
 
 def value_of(text: str):
