@@ -27,7 +27,7 @@ from .nonfinite import NonFiniteGradients
 from .sharding import SumOverShards, equal_on_all_ranks, local
 from .state import COUNTERS, no_autocast, note, sophia_members, state_dtype, state_of
 from .statistics import curvature_statistics
-from .trust import UNCLIPPED, measured_ratios, set_rho
+from .trust import UNCLIPPED, deciles_of, measured_ratios, set_rho
 
 
 class SophiaG(Optimizer):
@@ -196,8 +196,8 @@ class SophiaG(Optimizer):
             The closure's value, or None.
 
         Raises:
-            RuntimeError: `hessian_interval` steps have passed without any estimate, or 5 times as many since the last
-                one; a gradient is sparse.
+            RuntimeError: `hessian_interval` steps without any estimate, or 5 times as many without another one; a
+                gradient is sparse.
         """
         value = None
         if closure is not None:
@@ -208,8 +208,7 @@ class SophiaG(Optimizer):
         return value
 
     def _advance(self) -> None:
-        groups, states = self.param_groups, self.state
-        first = groups[0]
+        groups, first, states = self.param_groups, self.param_groups[0], self.state
         refuse_sparse_gradients(groups)
         turn_bases(groups, states, self._agree)
         if self._estimator is not None and self.hessian_due:
@@ -347,7 +346,6 @@ class SophiaG(Optimizer):
             self._estimator.arm(self.hessian_due)
 
     def _clock(self) -> float:
-        device = self.param_groups[0]["params"][0].device
-        if device.type == "cuda":
+        if (device := self.param_groups[0]["params"][0].device).type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
