@@ -199,10 +199,8 @@ class SophiaG(Optimizer):
             RuntimeError: `hessian_interval` steps without any estimate, or 5 times as many without another one; a
                 gradient is sparse.
         """
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
+        with torch.enable_grad():
+            value = closure() if closure is not None else None
         with no_autocast(self.param_groups):
             self._advance()
         return value
