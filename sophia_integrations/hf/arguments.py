@@ -13,6 +13,10 @@ OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "h
 ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int, "hessian_probes": int}
 HUTCHINSON_ONLY = ("hessian_probes",)
 DEFAULTS = {"beta1": 0.965, "beta2": 0.99}
+WITHOUT_ADAM = ("sophia", "sophia_g", "sophia_h")
+"""The optimizers that update every parameter by Sophia's rule, so that arguments of AdamW have no effect."""
+ADAM_ARGUMENTS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "eps"}
+"""AdamW's own in `TrainingArguments`, and what Sophia calls them in `optim_args`."""
 
 _ELSEWHERE = {
     "lr": "TrainingArguments.learning_rate",
@@ -57,6 +61,14 @@ def refuse_foreign_arguments(optim: str, given: Collection[str]) -> None:
     """Raise ValueError for arguments that belong to another of our optimizers than `optim`."""
     if optim != "sophia_h" and not set(HUTCHINSON_ONLY).isdisjoint(given):
         raise ValueError(f"optim_args: {', '.join(HUTCHINSON_ONLY)} belongs to optim='sophia_h', not to {optim!r}.")
+
+
+def without_effect(optim: str, given: Collection[str]) -> dict[str, str]:
+    """What to say of each argument in `given` that only AdamW heeds, where `optim` would ignore it."""
+    if optim not in WITHOUT_ADAM:
+        return {}
+    ignored = [name for name in ADAM_ARGUMENTS if name in given]
+    return {n: f"has no effect with optim={optim!r}; use {ADAM_ARGUMENTS[n]}=… in optim_args" for n in ignored}
 
 
 def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
