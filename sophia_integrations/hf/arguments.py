@@ -61,6 +61,10 @@ ESTIMATOR_KEYS: dict[str, Callable[[Any], Any]] = {
     "hessian_probes": int,
 }
 HUTCHINSON_ONLY = ("hessian_probes",)
+WITHOUT_ADAM = ("sophia", "sophia_g", "sophia_h")
+"""The optimizers that update every parameter by Sophia's rule, so that arguments of AdamW have no effect."""
+ADAM_ARGUMENTS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "eps"}
+"""AdamW's own in `TrainingArguments`, and what Sophia calls them in `optim_args`."""
 
 _ELSEWHERE = {
     "lr": "TrainingArguments.learning_rate",
@@ -107,6 +111,14 @@ def refuse_foreign_arguments(optim: str, given: Collection[str]) -> None:
         if foreign and optim != owner:
             verb = "belongs" if len(foreign) == 1 else "belong"
             raise ValueError(f"optim_args: {', '.join(foreign)} {verb} to optim={owner!r}, not to {optim!r}.")
+
+
+def without_effect(optim: str, given: Collection[str]) -> dict[str, str]:
+    """What to say of each argument in `given` that only AdamW heeds, where `optim` would ignore it."""
+    if optim not in WITHOUT_ADAM:
+        return {}
+    ignored = [name for name in ADAM_ARGUMENTS if name in given]
+    return {n: f"has no effect with optim={optim!r}; use {ADAM_ARGUMENTS[n]}=… in optim_args" for n in ignored}
 
 
 def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:

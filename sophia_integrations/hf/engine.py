@@ -10,7 +10,15 @@ from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
 from ..optim import EIGEN_DEFAULTS, UNCLIPPED, SophiaG, SophiaH, param_groups
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, parse_optim_args, refuse_foreign_arguments
+from .arguments import (
+    ADAM_ARGUMENTS,
+    DEFAULTS,
+    ESTIMATOR_KEYS,
+    NAMES,
+    parse_optim_args,
+    refuse_foreign_arguments,
+    without_effect,
+)
 from .loss_scale import divide_once, divided_by_accelerate
 from .parallelism import check_parallelism
 
@@ -26,13 +34,17 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
     """The class and keyword arguments for `Trainer.create_optimizer`, or None when `args.optim` is not ours.
 
     Raises:
-        ValueError: an unknown or malformed `optim_args`, no model, an old transformers, a trainer whose loss is not
-            a likelihood of labels, or a parallelism that hides the parameters.
+        ValueError: an unknown or malformed `optim_args`, one of AdamW's arguments that the optimizer would ignore, no
+            model, an old transformers, a trainer whose loss is not a likelihood of labels, or a parallelism that
+            hides the parameters.
     """
     name = getattr(args.optim, "value", args.optim)
     if name not in NAMES:
         return None
     _check_supported(args, model)
+    ignored = without_effect(name, _given_adam_arguments(args))
+    if ignored:
+        raise ValueError("; ".join(f"{argument} {sentence}" for argument, sentence in ignored.items()) + ".")
     given = parse_optim_args(args.optim_args)
     refuse_foreign_arguments(name, given)
     estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
@@ -65,6 +77,12 @@ def _optimizer_options(given: dict[str, Any], name: str) -> dict[str, Any]:
             default if share is None else share for share, default in zip(shares, UNCLIPPED, strict=True)
         )
     return options
+
+
+def _given_adam_arguments(args: Any) -> list[str]:
+    """Those that are not as their class has them: `TrainingArguments` cannot tell a default from a value given."""
+    fields = getattr(args, "__dataclass_fields__", {})
+    return [name for name in ADAM_ARGUMENTS if name in fields and getattr(args, name) != fields[name].default]
 
 
 def _check_supported(args: Any, model: nn.Module | None) -> None:

@@ -2,12 +2,13 @@
 
 import math
 import os
+from dataclasses import dataclass
 from unittest import mock
 
 import pytest
 import torch
 from support import assert_trained, make_trainer, run_worker, sophia_of, tiny_model, token_rows
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from sophia_integrations import SophiaG
@@ -79,7 +80,6 @@ def test_optim_args_reach_the_optimizer(tmp_path):
         optim="sophia_g",
         optim_args="rho=0.02, eps=1e-8,beta1=0.9,beta2=0.95,hessian_interval=3,hessian_fraction=0.5,hessian_units=2,",
         weight_decay=0.2,
-        adam_beta1=0.5,
     )
     optimizer = trainer.create_optimizer()
     group = optimizer.param_groups[0]
@@ -107,6 +107,37 @@ def test_bad_optim_args_get_one_sentence(tmp_path, optim_args, message):
     with pytest.raises(ValueError) as error:
         trainer.train()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("optim", ["sophia", "sophia_g", "sophia_h"])
+@pytest.mark.parametrize(
+    ("name", "value", "ours"), [("adam_beta1", 0.8, "beta1"), ("adam_beta2", 0.95, "beta2"), ("adam_epsilon", 0, "eps")]
+)
+def test_an_argument_of_adamw_is_refused_where_it_would_be_ignored(tmp_path, optim, name, value, ours):
+    sentence = f"{name} has no effect with optim='{optim}'; use {ours}=… in optim_args."
+    trainer = make_trainer(tmp_path, optim=optim, **{name: value})
+    with pytest.raises(ValueError) as error:
+        trainer.create_optimizer()
+    assert str(error.value) == sentence
+    setattr(trainer.args, name, TrainingArguments.__dataclass_fields__[name].default)
+    trainer.create_optimizer()
+
+
+def test_all_ignored_arguments_are_named_at_once_and_only_for_our_names(tmp_path):
+    options = dict(adam_beta1=0.5, adam_epsilon=1e-6)
+    with pytest.raises(ValueError, match="^adam_beta1 has no .*use beta1=….*; adam_epsilon has no .*use eps=…[^;]*$"):
+        make_trainer(tmp_path, **options).train()
+    group = make_trainer(tmp_path, optim="adamw_torch", optim_args=None, **options).create_optimizer().param_groups[0]
+    assert group["betas"][0] == 0.5 and group["eps"] == 1e-6
+
+
+def test_the_defaults_of_a_subclass_count_as_not_given(tmp_path):
+    @dataclass
+    class Ours(TrainingArguments):
+        adam_beta2: float = 0.95
+
+    args = Ours(str(tmp_path), optim="sophia", use_cpu=True)
+    assert Trainer(tiny_model(), args).create_optimizer().param_groups[0]["betas"] == (0.965, 0.99)
 
 
 def test_unknown_optimizer_name_lists_ours(tmp_path):
