@@ -32,7 +32,11 @@ class GaussNewtonBartlett(UnitEstimator):
     _squares_on_arrival = True
     """False once a gradient of this model has come in parts."""
 
+    hears_the_loss = True
+
     def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+        for batch in batches:
+            self.readout.ask(batch)
         try:
             return super()._sum_of_units(batches, params, step)
         except ArrivedTwice:
