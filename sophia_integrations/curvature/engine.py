@@ -142,11 +142,13 @@ class UnitEstimator:
         if not batches:
             return []
         sizes = [self.readout.num_rows(self.model, batch) for batch in batches]
-        whole = None in sizes or _rows_depend_on_each_other(self.model)
-        if whole or not (sharded or all(map(self._rows_stand_alone, batches, sizes))):
-            parts = choose_units([1] * len(batches), self.fraction, len(batches), generator)
-            return [(batch, None) for batch, _ in parts]
-        return choose_units(sizes, self.fraction, self.units, generator)
+        if None not in sizes and not _rows_depend_on_each_other(self.model):
+            chosen = choose_units(sizes, self.fraction, self.units, generator)
+            split = sorted({batch for batch, rows in chosen if len(rows) < sizes[batch]})
+            if sharded or all(self._rows_stand_alone(batches[batch], sizes[batch]) for batch in split):
+                return chosen
+        parts = choose_units([1] * len(batches), self.fraction, len(batches), generator)
+        return [(batch, None) for batch, _ in parts]
 
     def _rows_stand_alone(self, batch: MicroBatch, size: int) -> bool:
         """Whether rows may be taken, where the readout does not know: tried once for each layout of the arguments."""

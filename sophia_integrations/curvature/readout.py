@@ -71,7 +71,8 @@ class Readout:
     def num_rows(self, model: nn.Module, batch: MicroBatch) -> int | None:
         """How many rows the micro-batch has; None where nobody knows, and it is used as a whole."""
         if self._rows is not None:
-            shape = batch.witness.shape if batch.witness is not None else getattr(batch.labels, "shape", ())
+            shape = batch.witness.shape if batch.witness is not None else None
+            shape = shape or getattr(batch.labels, "shape", None)
             return shape[0] if shape else None
         return None if self.batch_dim is None else count_rows(batch, self.batch_dim)
 
@@ -131,9 +132,9 @@ class Readout:
                 not match them.
         """
         logits = self.logits(output)
-        witness = batch.witness
-        if witness is not None:
-            _check_number(logits, batch)
+        witness = getattr(batch, "witness", None)
+        if witness is not None and witness.shape is not None:
+            _check_number(logits, witness)
         if labels is not None:
             labels = self.aligned(labels).to(logits.device)
         dim = self._class_dim(logits, labels, witness)
@@ -150,21 +151,26 @@ class Readout:
             labels = labels.reshape(-1)
         return rows, self._counting(labels, rows, witness)
 
+    def softmax(self, labels: Any | None) -> Categorical | None:
+        """The likelihood, if it is a softmax over classes."""
+        return self.likelihood if isinstance(self.likelihood, Categorical) else None
+
     def listen(self, model: nn.Module, output: Any, batch: MicroBatch, seed: int) -> Witness | None:
         """A witness of the training loss at the predictions of `output`; None where there is nothing to compare."""
-        if not (self.check and isinstance(self.likelihood, Categorical)):
+        if not self.check:
             return None
         try:
             logits, labels = self.logits(output), self.labels(model, batch)
         except ValueError:
             return None
-        if logits.ndim < 2:
+        softmax = self.softmax(labels)
+        if softmax is None or logits.ndim < 2:
             return None
         labels = None if labels is None else self.aligned(labels)
         dims = [self._class_dim(logits, labels, None)]
         if self.class_dim is None and logits.ndim > 2 and (labels is None or logits.shape[1] == logits.shape[-1]):
             dims = [-1] if self.batch_dim == 1 else [-1, 1]
-        counts = None if labels is None else labels != self.likelihood.ignore_index
+        counts = None if labels is None else labels != softmax.ignore_index
         return listen(logits, dims, counts, seed)
 
     def ask(self, batch: MicroBatch) -> Heard | None:
@@ -173,7 +179,7 @@ class Readout:
         Raises:
             ValueError: it is another loss than the mean negative log-likelihood.
         """
-        heard = batch.witness.softmax() if batch.witness is not None else None
+        heard = batch.witness.heard() if batch.witness is not None else None
         if heard is None:
             return None
         if heard.complaint is not None:
@@ -193,15 +199,15 @@ class Readout:
     def _counting(self, labels: Tensor | None, rows: Tensor, witness: Witness | None) -> Tensor | None:
         """The labels, masked where the training loss sent no gradient and nowhere else."""
         counts = witness.counts if witness is not None else None
-        if counts is None or counts.numel() != len(rows) or not isinstance(self.likelihood, Categorical):
+        softmax = self.softmax(labels)
+        if counts is None or counts.numel() != len(rows) or softmax is None:
             return labels
-        counts, masked = counts.flatten().to(rows.device), self.likelihood.ignore_index
+        counts, masked = counts.flatten().to(rows.device), softmax.ignore_index
         labels = torch.zeros_like(counts, dtype=torch.int64) if labels is None else labels
         return labels.masked_fill(labels == masked, 0).masked_fill(~counts, masked)
 
 
-def _check_number(logits: Tensor, batch: MicroBatch) -> None:
-    witness = batch.witness
+def _check_number(logits: Tensor, witness: Witness) -> None:
     if logits.numel() != witness.expected:
         part, whole = witness.share
         raise ValueError(

@@ -53,8 +53,8 @@ class Tap:
         self._running: MicroBatch | None = None
         self._calls = 0
         for handle in (
-            model.register_forward_pre_hook(_Hook(self.see), with_kwargs=True),
-            model.register_forward_hook(_Hook(self.listen)),
+            model.register_forward_pre_hook(_Hook(self, Tap.see), with_kwargs=True),
+            model.register_forward_hook(_Hook(self, Tap.returned)),
         ):
             weakref.finalize(self, handle.remove)
 
@@ -70,12 +70,15 @@ class Tap:
         if module is self.model and module.training and torch.is_grad_enabled():
             self._running = self.remember(args, kwargs)
 
-    def listen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """The remembered call has returned: let its listener wait for the gradient of the output."""
+    def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A call of the model has returned: where it is remembered, the listener waits for its gradient."""
+        if self.open and self.listener is not None:
+            # torch.compile traces the hooks of a module along with it, and cannot trace one on a gradient.
+            (_outside_the_graph if torch.compiler.is_compiling() else Tap._listen)(self, module, output)
+
+    def _listen(self, module: nn.Module, output: Any) -> None:
         batch, self._running = self._running, None
-        if batch is None or module is not self.model or self.listener is None:
-            return
-        if self._remembered and self._remembered[-1] is batch:
+        if module is self.model and batch is not None and self._remembered and self._remembered[-1] is batch:
             self._calls += 1
             self._remembered[-1] = replace(batch, witness=self.listener.listen(module, output, batch, self._calls))
 
@@ -101,16 +104,19 @@ def taps_paused():
         _passes_running.pop()
 
 
+_outside_the_graph = torch._disable_dynamo(Tap._listen)
+
+
 class _Hook:
     """A forward hook that holds the tap weakly; copies and pickles of the model carry an inert stand-in."""
 
-    def __init__(self, method: Callable[..., None]) -> None:
-        self._method = weakref.WeakMethod(method)
+    def __init__(self, tap: Tap, method: Callable[[Tap, nn.Module, tuple[Any, ...], Any], None]) -> None:
+        self._tap, self._method = weakref.ref(tap), method
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], third: Any) -> None:
-        method = self._method()
-        if method is not None:
-            method(module, args, third)
+        tap = self._tap()
+        if tap is not None:
+            self._method(tap, module, args, third)
 
     def __reduce__(self):
         # From the standard library alone, so that a saved model opens where this package is not installed:

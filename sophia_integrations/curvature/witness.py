@@ -23,20 +23,29 @@ from torch.autograd.graph import Node
 SAMPLED_ROWS, SAMPLED_ELEMENTS = 256, 1 << 22
 """Whole rows of logits kept until the backward pass: at most so many, and so many numbers."""
 
-SUM_TOLERANCE = 0.1
-"""|Σ over classes| beside the largest entry, over all rows: rounding and a small penalty on the logits stay below."""
+SUM_TOLERANCE = 0.05
+"""|Σ over classes| beside Σ |entries|, over all rows; rounding and a small penalty on the logits stay below it."""
 
-FORM_TOLERANCE = 0.02, 0.08
-"""Relative error of a row against w·p, in float32 and in bf16 or fp16, up to which its weight is read from it."""
+FORM_TOLERANCE = 0.08
+"""Relative error of a row against w·p, up to which its weight is read from it; bf16 needs that much."""
 
-WEIGHT_TOLERANCE = 0.15, 0.3
-"""Relative spread of the weights that rounding is allowed."""
+WEIGHT_TOLERANCE = 0.05
+"""Relative distance of a weight from the others that is allowed, beside four times the error of its own row."""
+
+EXACT = 0.01
+"""Relative error below which a row with few classes has w·p beside its label, and no soft target."""
 
 OTHER_FORM = 0.25
 """Relative error of a row with one label from which it is another function of the logits than a softmax."""
 
-MEMORISED = 1e-3
-"""Rows whose label has a probability this close to 1 send rounding errors; they tell nothing about the form."""
+MANY_CLASSES, CLASSES_OF_SMOOTHED, MANY_ROWS = 6, 32, 8
+"""A row has enough numbers to tell its weight, and to do so with a smoothed label; rows that make a rule."""
+
+MEDIAN_OVER = 1024
+"""Classes that a median looks at."""
+
+MEMORISED = 0.05
+"""A row whose label has a probability this close to 1 sends little but rounding errors, and tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +53,14 @@ class Heard:
     """What the loss turned out to be.
 
     Attributes:
-        class_dim: the dimension of the classes.
+        class_dim: the dimension of the classes; None where there are no logits.
         counts: bool, the shape of the logits without it: the rows that have a gradient; None where float16 may have
             lost some.
         weight: of a row, where one could be measured.
         complaint: why it is no softmax likelihood with equal weights, as half a sentence; None when nothing is wrong.
     """
 
-    class_dim: int
+    class_dim: int | None
     counts: Tensor | None
     weight: float | None = None
     complaint: str | None = None
@@ -62,17 +71,18 @@ class Witness:
     """What the training loss says about the predictions of one forward.
 
     Attributes:
-        shape: of the predictions of the whole forward.
+        shape: of the predictions of the whole forward; None for a fused head, which has none.
         share: rows of a part of it, over all its rows; 1 for the whole.
         counts, class_dim: what was learned, once it was asked; of the part's rows.
     """
 
-    shape: torch.Size
+    shape: torch.Size | None
     share: tuple[int, int] = (1, 1)
     counts: Tensor | None = None
     class_dim: int | None = None
     _kept: dict[int, tuple[tuple[Tensor, ...], Tensor]] = field(default_factory=dict)
     _read: dict[int, _Reading] = field(default_factory=dict)
+    _weights: Tensor | None = None
     _calls: int = 0
     _dtype: torch.dtype | None = None
 
@@ -96,15 +106,29 @@ class Witness:
             self._dtype = gradient.dtype
             self._read = {dim: _Reading.of(gradient.movedim(dim, -1), *rows) for dim, rows in kept.items()}
 
-    def softmax(self) -> Heard | None:
+    def hear_weights(self, gradient: Tensor) -> None:
+        """Keep the gradient of the labels' log-probabilities, which is minus the weight of each."""
+        self._calls += 1
+        self._weights = -gradient
+
+    def heard(self) -> Heard | None:
         """What was heard, measured against a softmax likelihood; None when there is nothing to go by."""
+        if self._weights is not None:
+            return self._heard_weights()
         if self._calls != 1 or not all(bool(reading.finite) for reading in self._read.values()) or not self._read:
             return None
         dim = min(self._read, key=lambda dim: float(self._read[dim].off_balance))
         reading = self._read[dim]
         # Float16 may have lost a small gradient, and a row of zeros would no longer say that the row does not count.
         counts = None if self._dtype == torch.float16 else reading.counts
-        return Heard(dim, counts, *reading.judge(self._dtype in (torch.bfloat16, torch.float16)))
+        return Heard(dim, counts, *reading.judge())
+
+    def _heard_weights(self) -> Heard | None:
+        weights = self._weights[self._weights != 0].float()
+        if self._calls != 1 or not len(weights) or not bool(weights.isfinite().all()):
+            return None
+        rounding = torch.full_like(weights, torch.finfo(self._weights.dtype).eps)
+        return Heard(None, None, _median(weights), _unequal(weights, rounding))
 
 
 @dataclass(frozen=True)
@@ -114,10 +138,14 @@ class _Reading:
     Attributes:
         counts: bool [rows], whether the row has a gradient.
         finite: 0-dim, whether all of it is finite.
-        off_balance: 0-dim, |Σ over classes| beside the largest entry, over all rows; 0 without any gradient.
+        off_balance: 0-dim, |Σ over classes| beside Σ |entries|, over all rows; 0 without any gradient.
         classes: how many there are.
-        telling, weights, off, one_label, label: [sampled rows]; whether the row says something, its weight from the
-            entries beside the label's, how far these are from weight · p, whether one entry is negative, and which.
+        telling, one_label, label: [sampled rows]; whether the row says something, whether one entry is negative, and
+            which is the lowest.
+        ragged: [sampled rows], how far the middle entry beside the lowest is from the middle ratio of g to p; 0 in
+            float16, which has too few small numbers.
+        plain, shifted: ([sampled rows], [sampled rows]); the weight of the row and the relative error of its entries
+            beside the lowest against w · p, and against w · p + constant, which label smoothing adds.
     """
 
     counts: Tensor
@@ -125,55 +153,95 @@ class _Reading:
     off_balance: Tensor
     classes: int
     telling: Tensor
-    weights: Tensor
-    off: Tensor
     one_label: Tensor
     label: Tensor
+    ragged: Tensor
+    plain: tuple[Tensor, Tensor]
+    shifted: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, gradient: Tensor, index: tuple[Tensor, ...], logits: Tensor) -> _Reading:
         """From a gradient [rows, classes], and the `logits` of the rows `index`."""
         total = gradient.sum(-1).float()
-        low, high = gradient.amin(-1), gradient.amax(-1)
-        largest = torch.maximum(high, -low).float().norm()
+        size = torch.linalg.vector_norm(gradient, 1, dim=-1).float()
         wide = torch.promote_types(gradient.dtype, torch.float32)
         g, p = gradient[index].to(wide), logits.to(wide).softmax(-1)
         label = g.argmin(-1, keepdim=True)
-        telling = (g != 0).any(-1) & (p.gather(-1, label) < 1 - MEMORISED)[:, 0]
+        telling = ((g.gather(-1, label) < 0) & (p.gather(-1, label) < 1 - MEMORISED))[:, 0]
         one_label = (g < 0).sum(-1) == 1
-        p, g = p.scatter(-1, label, 0), g.scatter(-1, label, 0)
-        tiny = torch.finfo(wide).tiny
-        weights = (p * g).sum(-1) / p.square().sum(-1).clamp_min(tiny)
-        off = (g - weights[:, None] * p).norm(dim=-1) / g.norm(dim=-1).clamp_min(tiny)
-        off_balance = total.norm() / largest.clamp_min(torch.finfo(torch.float32).tiny)
-        counts, finite = (low < 0) | (high > 0), total.isfinite().all()
-        return cls(counts, finite, off_balance, p.shape[-1], telling, weights, off, one_label, label[:, 0])
+        p = p.where(g != 0, 0)  # an entry may have come to nothing in half precision
+        off_balance = total.norm() / size.norm().clamp_min(torch.finfo(torch.float32).tiny)
+        ragged = torch.zeros_like(telling, dtype=wide) if gradient.dtype == torch.float16 else _ragged(p, g, label)
+        fits = _fit(p, g, label, False), _fit(p, g, label, True)
+        finite = total.isfinite().all()
+        return cls(size > 0, finite, off_balance, p.shape[-1], telling, one_label, label[:, 0], ragged, *fits)
 
-    def judge(self, half: bool) -> tuple[float | None, str | None]:
+    def judge(self) -> tuple[float | None, str | None]:
         """The weight of a row, and the complaint."""
         if not bool(self.telling.any()):
             return None, None
         if float(self.off_balance) > SUM_TOLERANCE:
             return None, f"its gradient does not sum to 0 over the classes (off by {float(self.off_balance):.0%})"
-        weights, off = self.weights[self.telling], self.off[self.telling]
-        if self.classes == 2:
-            return self._judge_two(weights, half)
-        middle = float(off.median())
-        if len(off) > 3 and bool(self.one_label[self.telling].all()) and middle > OTHER_FORM:
-            return None, f"beside its label a row's gradient is not proportional to the softmax (off by {middle:.0%})"
-        weights = weights[off <= FORM_TOLERANCE[half]]
-        return (float(weights.median()), _unequal(weights, half)) if len(weights) else (None, None)
+        one_label = bool(self.one_label[self.telling].all())
+        weights, off = (x[self.telling] for x in self.plain)
+        many = len(off) >= MANY_ROWS
+        if self.classes < MANY_CLASSES:
+            if self.classes == 2 or not (many and one_label and bool((off <= EXACT).all())):
+                return self._judge_few(weights, off)
+        elif many and one_label and (ragged := float(self.ragged[self.telling].median())) > OTHER_FORM:
+            return None, f"beside its label a row's gradient is not proportional to the softmax (off by {ragged:.0%})"
+        elif not one_label:
+            if self.classes < CLASSES_OF_SMOOTHED:
+                return None, None
+            weights, off = (x[self.telling] for x in self.shifted)
+        read = off <= FORM_TOLERANCE
+        return _median(weights[read]), _unequal(weights[read], off[read])
 
-    def _judge_two(self, weights: Tensor, half: bool) -> tuple[float | None, str | None]:
-        """Two classes: a row has one number, and an uneven one may be a soft target as well as a weight.
+    def _judge_few(self, weights: Tensor, off: Tensor) -> tuple[float | None, str | None]:
+        """A row with few classes has too few numbers to tell a soft or smoothed target from a weight.
 
-        What is one weight for either label, and not the same for both, is a class weight.
+        What is one weight for each label, and not the same for all, is a class weight.
         """
         label = self.label[self.telling]
-        each = [weights[label == one] for one in (0, 1)]
-        if any(len(w) < 2 or _spread(w) > FORM_TOLERANCE[half] for w in each):
+        each = [(weights[label == one], off[label == one]) for one in range(self.classes)]
+        each = [(w, o) for w, o in each if len(w)]
+        if len(each) < 2 or any(len(w) < 2 or bool((o > EXACT).any()) or _unequal(w, o, EXACT) for w, o in each):
             return None, None
-        return float(weights.median()), _unequal(weights, half)
+        return _median(weights), _unequal(weights, off)
+
+
+def _ragged(p: Tensor, g: Tensor, label: Tensor) -> Tensor:
+    """[rows] the median of |g / (m p) − 1| over the entries beside the label, with m the median of g / p.
+
+    A mixture of two targets leaves most entries alone.
+    """
+    beside = torch.ones_like(p, dtype=torch.bool).scatter(-1, label, False) & (g != 0)
+    ratio = (g / p).where(beside, torch.nan)[:, :MEDIAN_OVER]
+    return (ratio / ratio.nanmedian(-1, keepdim=True).values - 1).abs().nanmedian(-1).values.nan_to_num(0)
+
+
+def _fit(p: Tensor, g: Tensor, label: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+    """[rows] w that brings w · p (+ constant) closest to g beside the label, and how far it stays from it.
+
+    The largest p rules the fit; so the others must have the same w, or the row is taken to be as far off as theirs.
+    """
+    weights, off = _line(p, g, label, shifted)
+    if p.shape[-1] == 2:
+        return weights, off
+    largest = p.scatter(-1, label, -1).argmax(-1, keepdim=True)
+    rest, _ = _line(p, g, torch.cat([label, largest], -1), shifted)
+    return weights, torch.maximum(off, (rest / weights - 1).abs().nan_to_num(torch.inf))
+
+
+def _line(p: Tensor, g: Tensor, without: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+    """[rows] slope of g over p, and the error relative to g, without the entries `without` [rows, k]."""
+    p, g = p.scatter(-1, without, 0), g.scatter(-1, without, 0)
+    if shifted:
+        number = max(p.shape[-1] - without.shape[-1], 1)
+        p, g = ((x - x.sum(-1, keepdim=True) / number).scatter(-1, without, 0) for x in (p, g))
+    tiny = torch.finfo(p.dtype).tiny
+    slope = (p * g).sum(-1) / p.square().sum(-1).clamp_min(tiny)
+    return slope, (g - slope[:, None] * p).norm(dim=-1) / g.norm(dim=-1).clamp_min(tiny)
 
 
 def listen(predictions: Tensor, class_dims: Sequence[int], counts: Tensor | None, seed: int) -> Witness | None:
@@ -194,6 +262,15 @@ def listen(predictions: Tensor, class_dims: Sequence[int], counts: Tensor | None
         index = _choose_rows(moved, counts, seed)
         witness._kept[dim % predictions.ndim] = index, moved[index]
     _on_gradient(predictions, witness.hear)
+    return witness
+
+
+def listen_to_log_probabilities(log_probs: Tensor) -> Witness | None:
+    """A witness of the labels' log-probabilities [...] that a fused head returns in place of logits."""
+    if type(log_probs) is not Tensor or log_probs.grad_fn is None:
+        return None
+    witness = Witness(None)
+    _on_gradient(log_probs, witness.hear_weights)
     return witness
 
 
@@ -230,15 +307,18 @@ def _hook(node: Node, slot: int, hear: Callable[[Tensor], None]) -> None:
     node.register_prehook(before)
 
 
-def _spread(weights: Tensor) -> float:
-    return float((weights.max() - weights.min()) / weights.abs().median())
+def _median(weights: Tensor) -> float | None:
+    return float(weights.median()) if len(weights) else None
 
 
-def _unequal(weights: Tensor, half: bool) -> str | None:
-    if len(weights) < 2 or _spread(weights) <= WEIGHT_TOLERANCE[half]:
+def _unequal(weights: Tensor, off: Tensor, tolerance: float = WEIGHT_TOLERANCE) -> str | None:
+    """Half a sentence where a weight is farther from the middle one than the errors of the rows explain."""
+    if len(weights) < 2:
         return None
-    ratio = float(weights.max() / weights.min())
-    return f"it weighs one prediction {ratio:,.3g} times as much as another"
+    allowed = tolerance + 4 * (off + off.median())
+    if bool(((weights / weights.median() - 1).abs() <= allowed).all()):
+        return None
+    return f"it weighs one prediction {float(weights.max() / weights.min()):,.3g} times as much as another"
 
 
 def _part(counts: Tensor, index: Tensor, dim: int, size: int) -> Tensor | None:
