@@ -65,6 +65,8 @@ class Readout:
     ) -> None:
         self.likelihood = likelihood or Categorical()
         self.batch_dim, self._rows, self.check = batch_dim, rows, check
+        if rows is not None:
+            self.rows_are_known = True
         if class_dim is not None:
             self.class_dim = class_dim
 

@@ -29,13 +29,13 @@ SUM_TOLERANCE = 0.05
 FORM_TOLERANCE = 0.08
 """Relative error of a row against w·p, up to which its weight is read from it; bf16 needs that much."""
 
-WEIGHT_TOLERANCE = 0.05
+WEIGHT_TOLERANCE = 0.01
 """Relative distance of a weight from the others that is allowed, beside four times the error of its own row."""
 
 EXACT = 0.01
 """Relative error below which a row with few classes has w·p beside its label, and no soft target."""
 
-OTHER_FORM = 0.25
+OTHER_FORM = 0.1
 """Relative error of a row with one label from which it is another function of the logits than a softmax."""
 
 MANY_CLASSES, CLASSES_OF_SMOOTHED, MANY_ROWS = 6, 32, 8
@@ -223,14 +223,15 @@ def _ragged(p: Tensor, g: Tensor, label: Tensor) -> Tensor:
 def _fit(p: Tensor, g: Tensor, label: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
     """[rows] w that brings w · p (+ constant) closest to g beside the label, and how far it stays from it.
 
-    The largest p rules the fit; so the others must have the same w, or the row is taken to be as far off as theirs.
+    What a row does not sum to 0 by is the part of w that a penalty on the log-sum-exp of the logits has added. The
+    largest p rules the fit; so the others must have the same w, or the row is taken to be as far off as theirs.
     """
     weights, off = _line(p, g, label, shifted)
-    if p.shape[-1] == 2:
-        return weights, off
-    largest = p.scatter(-1, label, -1).argmax(-1, keepdim=True)
-    rest, _ = _line(p, g, torch.cat([label, largest], -1), shifted)
-    return weights, torch.maximum(off, (rest / weights - 1).abs().nan_to_num(torch.inf))
+    if p.shape[-1] > 2:
+        largest = p.scatter(-1, label, -1).argmax(-1, keepdim=True)
+        rest, rest_off = _line(p, g, torch.cat([label, largest], -1), shifted)
+        off = torch.stack([off, rest_off, (rest / weights - 1).abs().nan_to_num(torch.inf)]).amax(0)
+    return weights - g.sum(-1), off
 
 
 def _line(p: Tensor, g: Tensor, without: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
