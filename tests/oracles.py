@@ -64,6 +64,19 @@ def backpack_ggn_diagonal(model, terms, count):
         return flat(total.values()) / count
 
 
+def softmax_ggn_diagonal(logits_of, params):
+    """Gauss-Newton diagonal of the mean cross-entropy over all rows of logits_of() [..., classes], an explicit loop."""
+    logits = logits_of().flatten(0, -2)
+    total = [torch.zeros_like(p) for p in params]
+    for row in logits:
+        p = row.softmax(-1).detach()
+        columns = [torch.autograd.grad(row[c], params, retain_graph=True) for c in range(len(p))]
+        for i, _ in enumerate(params):
+            j = torch.stack([column[i] for column in columns])
+            total[i] += torch.einsum("c...,cd,d...->...", j, torch.diag(p) - torch.outer(p, p), j)
+    return flat(total) / len(logits)
+
+
 def hessian(model, loss, params):
     """[coordinates, coordinates]: the Hessian of `loss(model)` in `params`, from torch.func."""
     names = {p: n for n, p in model.named_parameters()}

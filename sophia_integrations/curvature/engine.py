@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate
+from ..optim.checks import warn_caller
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
 from .reduction import NO_COORDINATES, DiagonalSum, is_flattened, rank_of
+from .rows import rows_stand_alone, shape_of_selection
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
 
@@ -36,6 +38,9 @@ class UnitEstimator:
         ValueError: `fraction` or `units` out of range.
     """
 
+    hears_the_loss = False
+    """Whether the readout is to compare the likelihood with the training loss."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -55,6 +60,7 @@ class UnitEstimator:
         self.process_group = process_group
         self.forward_context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._tap = Tap(model)
+        self._rows_tried: dict[tuple[bool, ...], bool] = {}
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         """Add one unit's contribution to the sum and its predictions to the count.
@@ -70,6 +76,7 @@ class UnitEstimator:
     def arm(self, due: bool) -> None:
         """Remember the coming micro-batches when the next step is due, forget them otherwise."""
         self._tap.open = due
+        self._tap.listener = self.readout if due and self.hears_the_loss else None
         self._tap.noted_labels = None
         self._tap.take()
 
@@ -114,23 +121,24 @@ class UnitEstimator:
 
     def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         rank = rank_of(self.process_group)
-        chosen = self._choose_units(batches, keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows"))
+        generator = keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows")
+        with taps_paused():
+            chosen = self._choose_units(batches, generator, total.sharded)
         if batches or total.sharded:
             with taps_paused(), isolated(self.model, total.params, key_to_seed(self.seed, step, rank, "forward")):
                 for unit in range(total.units_to_run(len(chosen))):
                     batch, rows = chosen[min(unit, len(chosen) - 1)]
                     key = (self.seed, step, rank, unit)
-                    self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
-        total.count_batch(self._predictions_of(batches, total.predictions / max(1, sum(len(r) for _, r in chosen))))
+                    self.add_unit(self._part(batches[batch], rows), key, total, counts=unit < len(chosen))
+        total.count_batch(self._predictions_of(batches, chosen, total.predictions))
 
-    def _predictions_of(self, batches: list[MicroBatch], per_row: float) -> int:
-        """The predictions of the accumulation window, from its labels; `per_row` for each row where there are none."""
-        counts = (
-            batch.num_rows * per_row
-            if self.readout.labels(self.model, batch) is None
-            else self.readout.count(self.model, batch)
-            for batch in batches
-        )
+    def _predictions_of(self, batches: list[MicroBatch], chosen: list[tuple[int, Tensor | None]], seen: int) -> int:
+        """The predictions of the accumulation window, from its labels; in proportion to those `seen` where it has none."""
+        sizes = [self.readout.num_rows(self.model, batch) or 1 for batch in batches]
+        used = sum(sizes[batch] if rows is None else len(rows) for batch, rows in chosen)
+        labelled = [self.readout.labels(self.model, batch) is not None for batch in batches]
+        counts = (self.readout.count(self.model, b) if known else seen * size / max(used, 1)
+                  for b, known, size in zip(batches, labelled, sizes, strict=True))  # fmt: skip
         return round(sum(counts))
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
@@ -141,13 +149,44 @@ class UnitEstimator:
                 "build both from the same model."
             )
 
-    def _choose_units(self, batches: list[MicroBatch], generator: torch.Generator) -> list[tuple[int, Tensor]]:
+    def _part(self, batch: MicroBatch, rows: Tensor | None) -> MicroBatch:
+        return batch if rows is None else self.readout.rows(self.model, batch, rows)
+
+    def _choose_units(
+        self, batches: list[MicroBatch], generator: torch.Generator, sharded: bool
+    ) -> list[tuple[int, Tensor | None]]:
+        """(micro-batch, its rows) for each unit; None for all of them."""
         if not batches:
             return []
-        if not _rows_depend_on_each_other(self.model):
-            return choose_units([b.num_rows for b in batches], self.fraction, self.units, generator)
-        whole = choose_units([1] * len(batches), self.fraction, len(batches), generator)
-        return [(batch, torch.arange(batches[batch].num_rows)) for batch, _ in whole]
+        sizes = [self.readout.num_rows(self.model, batch) for batch in batches]
+        if None not in sizes and not _rows_depend_on_each_other(self.model):
+            chosen = choose_units(sizes, self.fraction, self.units, generator)
+            split = sorted({batch for batch, rows in chosen if len(rows) < sizes[batch]})
+            if sharded or all(self._rows_stand_alone(batches[batch], sizes[batch]) for batch in split):
+                return chosen
+        parts = choose_units([1] * len(batches), self.fraction, len(batches), generator)
+        return [(batch, None) for batch, _ in parts]
+
+    def _rows_stand_alone(self, batch: MicroBatch, size: int) -> bool:
+        """Whether rows may be taken, where the readout does not know: tried once for each layout of the arguments."""
+        dim = self.readout.batch_dim
+        if self.readout.rows_are_known or dim is None or size < 2:
+            return True
+        layout = shape_of_selection(batch, dim, size)
+        if layout not in self._rows_tried:
+            index = torch.arange(1, size, 2)
+            part = self.readout.rows(self.model, batch, index)
+            model = getattr(self.model, "_orig_mod", self.model)
+
+            def predict(some: MicroBatch) -> Tensor:
+                args, kwargs = self.readout.inputs(self.model, some)
+                with self.forward_context():
+                    return self.readout.logits(model(*args, **kwargs))
+
+            self._rows_tried[layout] = rows_stand_alone(model, predict, batch, part, index, dim, size)
+            if not self._rows_tried[layout]:
+                warn_caller(_ROWS_DO_NOT_STAND_ALONE.format(type(self.model).__name__, dim))
+        return self._rows_tried[layout]
 
     @contextlib.contextmanager
     def autocast_of(self, batch: MicroBatch) -> Iterator[None]:
@@ -163,6 +202,14 @@ class UnitEstimator:
             "there is no batch to estimate from. Give the estimator the very module that the training loop calls (the "
             "compiled one after torch.compile), and call it (not a method of it) to compute the loss"
         )
+
+
+_ROWS_DO_NOT_STAND_ALONE = (
+    "Sophia uses whole micro-batches for {}: it predicts something else for some entries of dimension {} of its "
+    "arguments alone than among all of them, so they are not rows of a batch that can be taken one by one. If another "
+    "dimension numbers the rows (1 with batch_first=False), pass readout=Readout(batch_dim=…) for less noise at less "
+    "cost; if an argument has no rows, Readout(rows=…). Readout(batch_dim=None) asks for whole micro-batches."
+)
 
 
 def _rows_depend_on_each_other(model: nn.Module) -> bool:

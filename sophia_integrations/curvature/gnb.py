@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..optim.checks import warn_caller
 from .engine import UnitEstimator
 from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
-from .reduction import ArrivedTwice, DiagonalSum
+from .reduction import ArrivedTwice, DiagonalSum, world_size_of
 from .sampling import keyed_generator
 from .tap import MicroBatch
+from .witness import Heard
 
 
 class GaussNewtonBartlett(UnitEstimator):
@@ -23,6 +26,9 @@ class GaussNewtonBartlett(UnitEstimator):
     every prediction is 0 (Bartlett's first identity), so cross terms vanish and E[S_u²] is the sum of the
     predictions' own Gauss-Newton diagonals, however the N predictions are split over units and ranks.
 
+    Before the pass, the gradient that the training loss sent into the remembered predictions is compared with that of
+    the likelihood (`curvature.witness`): another loss or unequal weights raise, a constant factor far from 1 warns.
+
     The relative noise of one square is √2 whatever its rows; U units in all give √(2/U).
 
     The arguments are those of `UnitEstimator`: model, fraction, units, seed, readout, process_group.
@@ -31,13 +37,37 @@ class GaussNewtonBartlett(UnitEstimator):
     _squares_on_arrival = True
     """False once a gradient of this model has come in parts."""
 
+    _told_scale = False
+
+    hears_the_loss = True
+
     def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
+        self._check_scale([self.readout.ask(batch) for batch in batches])
         try:
             super()._add_units(batches, total, step)
         except ArrivedTwice:
             self._squares_on_arrival = False
             total.clear()
             super()._add_units(batches, total, step)
+
+    def _check_scale(self, heard: list[Heard | None]) -> None:
+        """Warn once where the weights of the window's predictions add up to something far from 1.
+
+        A count of micro-batches or processes, and a GradScaler's power of two, explain a factor.
+        """
+        told = [h for h in heard if h is not None and h.weight is not None and h.counts is not None]
+        if self._told_scale or not told or len(told) < len(heard):
+            return
+        scale = sum(h.weight * float(h.counts.sum()) for h in told)
+        spread = len(heard) * world_size_of(self.process_group)
+        if 0.01 / spread < scale < 10 * spread or _is_power_of_two(scale):
+            return
+        self._told_scale = True
+        warn_caller(
+            f"the training loss is {scale:,.4g} times the mean over its predictions, and Sophia's Hessian is that of "
+            f"the mean: the momentum is {scale:,.4g} times as large beside it as rho expects. Take the mean "
+            f"(reduction='mean'), or multiply rho by {scale:,.4g}."
+        )
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         for scale in FLOAT16_LOSS_SCALES:
@@ -70,3 +100,7 @@ class GaussNewtonBartlett(UnitEstimator):
         predictions = int(likelihood.count(detached, sampled))
         half = runs_in_float16(self.model, batch, prediction)
         return likelihood.nll_sum(prediction, sampled), predictions, half
+
+
+def _is_power_of_two(scale: float) -> bool:
+    return abs(math.log2(scale) - round(math.log2(scale))) < 1e-3

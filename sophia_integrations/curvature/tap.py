@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
+
+from .witness import Witness
 
 MAX_REMEMBERED = 256
 """Micro-batches kept at most; a longer accumulation window is estimated from its last ones."""
@@ -18,34 +21,24 @@ MAX_REMEMBERED = 256
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The arguments of one training forward, the labels that belong to it, and the autocast state around it."""
+    """The arguments of one training forward, the labels that belong to it, and the autocast state around it.
+
+    Attributes:
+        witness: what the training loss said at the predictions of this forward; None where nobody listened.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     labels: Tensor | None
     autocast_dtype: torch.dtype | None
+    witness: Witness | None = None
 
-    @property
-    def num_rows(self) -> int:
-        """Length of the batch dimension: dimension 0 of the first tensor argument."""
-        for leaf in tree_flatten((self.args, self.kwargs))[0]:
-            if isinstance(leaf, Tensor) and leaf.ndim > 0:
-                return leaf.shape[0]
-        return 1
 
-    def rows(self, index: Tensor) -> MicroBatch:
-        """The micro-batch restricted to the rows `index` [rows]; tensors without a batch dimension pass through."""
-        size = self.num_rows
-        if len(index) == size:
-            return self
+class Listener(Protocol):
+    """A readout, as the tap knows it."""
 
-        def take(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size:
-                return leaf.index_select(0, index.to(leaf.device))
-            return leaf
-
-        args, kwargs, labels = tree_map(take, (self.args, self.kwargs, self.labels))
-        return replace(self, args=args, kwargs=kwargs, labels=labels)
+    def listen(self, model: nn.Module, output: Any, batch: MicroBatch, seed: int) -> Witness | None:
+        """A witness that waits for the gradient of the output of a training forward, or None."""
 
 
 class Tap:
@@ -55,26 +48,47 @@ class Tap:
         self.model = model
         self.open = False
         self.noted_labels: Tensor | None = None
+        self.listener: Listener | None = None
         self._remembered: deque[MicroBatch] = deque(maxlen=MAX_REMEMBERED)
-        self._handle = model.register_forward_pre_hook(_Hook(self), with_kwargs=True)
+        self._running: MicroBatch | None = None
+        self._calls = 0
+        for handle in (
+            model.register_forward_pre_hook(_Hook(self, Tap.see), with_kwargs=True),
+            model.register_forward_hook(_Hook(self, Tap.returned)),
+        ):
+            weakref.finalize(self, handle.remove)
 
     def take(self) -> list[MicroBatch]:
         """Hand over what was remembered and forget it."""
         taken = list(self._remembered)
         self._remembered.clear()
+        self._running = None
         return taken
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember one call of the model."""
         if module is self.model and module.training and torch.is_grad_enabled():
-            self.remember(args, kwargs)
+            self._running = self.remember(args, kwargs)
 
-    def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A call of the model has returned: where it is remembered, the listener waits for its gradient."""
+        if self.open and self.listener is not None:
+            # torch.compile traces the hooks of a module along with it, and cannot trace one on a gradient.
+            (_outside_the_graph if torch.compiler.is_compiling() else Tap._listen)(self, module, output)
+
+    def _listen(self, module: nn.Module, output: Any) -> None:
+        batch, self._running = self._running, None
+        if module is self.model and batch is not None and self._remembered and self._remembered[-1] is batch:
+            self._calls += 1
+            self._remembered[-1] = replace(batch, witness=self.listener.listen(module, output, batch, self._calls))
+
+    def remember(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MicroBatch | None:
         """Remember the arguments of one call."""
         if _passes_running or not self.open:
-            return
+            return None
         args, kwargs = tree_map(_detached, (args, kwargs))
         self._remembered.append(MicroBatch(args, kwargs, self.noted_labels, _autocast_dtype(self.model)))
+        return self._remembered[-1]
 
 
 _passes_running: list[None] = []
@@ -90,16 +104,19 @@ def taps_paused():
         _passes_running.pop()
 
 
+_outside_the_graph = torch._disable_dynamo(Tap._listen)
+
+
 class _Hook:
-    """The forward pre-hook. It holds the tap weakly; copies and pickles of the model carry an inert stand-in."""
+    """A forward hook that holds the tap weakly; copies and pickles of the model carry an inert stand-in."""
 
-    def __init__(self, tap: Tap) -> None:
-        self._tap = weakref.ref(tap)
+    def __init__(self, tap: Tap, method: Callable[[Tap, nn.Module, tuple[Any, ...], Any], None]) -> None:
+        self._tap, self._method = weakref.ref(tap), method
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], third: Any) -> None:
         tap = self._tap()
         if tap is not None:
-            tap.see(module, args, kwargs)
+            self._method(tap, module, args, third)
 
     def __reduce__(self):
         # From the standard library alone, so that a saved model opens where this package is not installed:

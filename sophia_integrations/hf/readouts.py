@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from ..curvature import Bernoulli, Categorical, Gaussian, Likelihood, Product, Readout
 from ..curvature.likelihood import IGNORE_INDEX
 from ..curvature.readout import bound_arguments
+from ..curvature.rows import select, take_rows
 from ..curvature.tap import MicroBatch
+from ..curvature.witness import Witness, listen_to_log_probabilities
 
 
 class HeadReadout(Readout):
@@ -24,6 +27,32 @@ class HeadReadout(Readout):
 
     label_arguments: tuple[str, ...] = ("labels",)
     batch_arguments = ("num_items_in_batch", "fused_lm_head")
+    shared_arguments = ("cache_position", "head_mask", "decoder_head_mask", "cross_attn_head_mask")
+    """Tensors that have no rows of the batch, however long their dimension 0 is."""
+
+    rows_are_known = True
+    class_dim = -1
+
+    def num_rows(self, model: nn.Module, batch: MicroBatch) -> int | None:
+        named = bound_arguments(model, batch)
+        main = named.get(getattr(base_model(model), "main_input_name", None))
+        if self._rows is None and self.batch_dim is not None and isinstance(main, Tensor):
+            return main.shape[self.batch_dim]
+        return super().num_rows(model, self._without_shared(batch))
+
+    def rows(self, model: nn.Module, batch: MicroBatch, index: Tensor) -> MicroBatch:
+        size = self.num_rows(model, batch)
+        if self._rows is not None or len(index) == size:
+            return super().rows(model, batch, index)
+        part = take_rows(self._without_shared(batch), index, self.batch_dim, size)
+        kwargs = {**batch.kwargs, **part.kwargs}
+        positions = batch.kwargs.get("position_ids")
+        if isinstance(positions, Tensor) and positions.ndim == 3:  # one number for each axis: [axes, rows, tokens]
+            kwargs["position_ids"] = select(positions, index, 1, size)
+        return replace(part, kwargs=kwargs)
+
+    def _without_shared(self, batch: MicroBatch) -> MicroBatch:
+        return replace(batch, kwargs={k: v for k, v in batch.kwargs.items() if k not in self.shared_arguments})
 
     def inputs(self, model: nn.Module, batch: MicroBatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         left_out = (*self.label_arguments, *self.batch_arguments)
@@ -35,18 +64,25 @@ class HeadReadout(Readout):
             raise ValueError(_no_labels(model))
         return labels
 
+    def listen(self, model: nn.Module, output: Any, batch: MicroBatch, seed: int) -> Witness | None:
+        log_probs = output.get("log_probs") if isinstance(output, dict) else getattr(output, "log_probs", None)
+        if self.check and isinstance(log_probs, Tensor):  # of TRL's fused head, which makes no logits
+            return listen_to_log_probabilities(log_probs)
+        return super().listen(model, output, batch, seed)
+
 
 class CausalLMReadout(HeadReadout):
     """Causal language models: logits at position t predict the label at t + 1, so labels move one to the left.
 
     Args:
         virtual_tokens: trained positions that PEFT puts before the input (prompt tuning); they carry no label.
+        options: as for `Readout`.
     """
 
     label_arguments = ("labels", "shift_labels")
 
-    def __init__(self, likelihood: Likelihood | None = None, virtual_tokens: int = 0) -> None:
-        super().__init__(likelihood)
+    def __init__(self, likelihood: Likelihood | None = None, virtual_tokens: int = 0, **options: Any) -> None:
+        super().__init__(likelihood, **options)
         self.virtual_tokens = virtual_tokens
 
     def labels(self, model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -85,6 +121,11 @@ class ClassificationReadout(HeadReadout):
     def __init__(self, config: Any) -> None:
         super().__init__(ProblemTypeLikelihood(config))
 
+    def softmax(self, labels: Any | None) -> Categorical | None:
+        of = getattr(self.likelihood, "part", None)
+        part = of(labels) if of is not None and labels is not None else None
+        return part if isinstance(part, Categorical) else None
+
 
 class ProblemTypeLikelihood:
     """Categorical, Bernoulli (multi-label) or Gaussian (regression), by the rule of transformers' own loss.
@@ -104,15 +145,16 @@ class ProblemTypeLikelihood:
         }
 
     def sample(self, prediction: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return self._part(labels).sample(prediction, labels, generator)
+        return self.part(labels).sample(prediction, labels, generator)
 
     def nll_sum(self, prediction: Tensor, sampled: Tensor) -> Tensor:
-        return self._part(sampled).nll_sum(prediction, sampled)
+        return self.part(sampled).nll_sum(prediction, sampled)
 
     def count(self, prediction: Tensor | None, labels: Tensor) -> Tensor | int:
-        return self._part(labels).count(prediction, labels)
+        return self.part(labels).count(prediction, labels)
 
-    def _part(self, labels: Tensor) -> Likelihood:
+    def part(self, labels: Tensor) -> Likelihood:
+        """The likelihood of these labels."""
         kind = self._config.problem_type
         if kind is None and self._config.num_labels == 1:
             kind = "regression"

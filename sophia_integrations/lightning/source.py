@@ -55,7 +55,7 @@ def find_source(module: nn.Module, model: str | nn.Module | None, readout: Reado
     if model is not None:
         return Source(model, readout or readout_for(model))
     if callable(getattr(module, "sophia_logits", None)):
-        return Source(BatchLogits(module), LogitsAndTargets(readout.likelihood if readout else None), by_batch=True)
+        return Source(BatchLogits(module), LogitsAndTargets.like(readout), by_batch=True)
     models = list(_outermost(module, _is_transformers_model))
     if len(models) > 1:
         raise ValueError(
@@ -82,13 +82,25 @@ class BatchLogits(nn.Module):
 class LogitsAndTargets(Readout):
     """The output is (logits, targets), as `sophia_logits` returns them."""
 
+    @classmethod
+    def like(cls, readout: Readout | None) -> LogitsAndTargets:
+        """With the likelihood and the dimensions of `readout`."""
+        if readout is None:
+            return cls()
+        options = dict(batch_dim=readout.batch_dim, rows=readout._rows, class_dim=readout.class_dim)
+        return cls(readout.likelihood, **options)
+
     def labels(self, model: nn.Module, batch: MicroBatch) -> None:
         return None
 
-    def predictions(self, output: Any, labels: None, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+    def logits(self, output: Any) -> Tensor:
         if not isinstance(output, (tuple, list)) or len(output) != 2:
             raise ValueError(f"sophia_logits must return (logits, targets), got {type(output).__name__}.")
-        return super().predictions(find_logits(output[0]), output[1], batch)
+        return find_logits(output[0])
+
+    def predictions(self, output: Any, labels: None, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        self.logits(output)
+        return super().predictions(output, output[1], batch)
 
     def loss(self, output: Any, batch: MicroBatch) -> Tensor:
         """The mean loss at the real targets, for estimators that differentiate it."""

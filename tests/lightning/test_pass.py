@@ -23,6 +23,7 @@ from workers.lightning_support import (
 )
 
 from sophia_integrations import SophiaH
+from sophia_integrations.curvature.rows import count_rows
 from sophia_integrations.lightning import SophiaCallback
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
@@ -71,7 +72,7 @@ def test_each_micro_batch_is_remembered_once():
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             tap = optimizer.estimator._tap
             if optimizer.hessian_due:
-                self.rows = [batch.num_rows for batch in tap._remembered]
+                self.rows = [count_rows(batch, 0) for batch in tap._remembered]
             else:
                 assert not tap._remembered
 
