@@ -133,12 +133,12 @@ class UnitEstimator:
         total.count_batch(self._predictions_of(batches, chosen, total.predictions))
 
     def _predictions_of(self, batches: list[MicroBatch], chosen: list[tuple[int, Tensor | None]], seen: int) -> int:
-        """The predictions of the accumulation window, from its labels; in proportion to those `seen` where it has none."""
+        """The predictions of the accumulation window: those that had a gradient, where a witness counted them; else in
+        proportion to those `seen` in the rows that were used."""
         sizes = [self.readout.num_rows(self.model, batch) or 1 for batch in batches]
         used = sum(sizes[batch] if rows is None else len(rows) for batch, rows in chosen)
-        labelled = [self.readout.labels(self.model, batch) is not None for batch in batches]
-        counts = (self.readout.count(self.model, b) if known else seen * size / max(used, 1)
-                  for b, known, size in zip(batches, labelled, sizes, strict=True))  # fmt: skip
+        heard = [batch.witness.counts if batch.witness is not None else None for batch in batches]
+        counts = (seen * n / max(used, 1) if c is None else int(c.sum()) for n, c in zip(sizes, heard, strict=True))
         return round(sum(counts))
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
