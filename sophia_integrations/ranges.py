@@ -104,6 +104,7 @@ def _is_number(value: Any) -> bool:
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lr": _non_negative,
+    "lr_scale": _non_negative,
     "adamw_lr": _non_negative,
     "update": _one_of("sophia", "adamw"),
     "rho": _rho,

@@ -74,7 +74,8 @@ def _optimizer_options(given: dict[str, Any], name: str) -> dict[str, Any]:
     shares = [options.pop(f"unclipped_{end}", None) for end in ("start", "end")]
     if shares != [None, None]:
         options["unclipped"] = tuple(
-            default if share is None else share for share, default in zip(shares, UNCLIPPED, strict=True)
+            default if share is None else share
+            for share, default in zip(shares, options.get("unclipped", UNCLIPPED), strict=True)
         )
     return options
 

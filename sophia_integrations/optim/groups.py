@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..ranges import require_in_range
+from .adamw import AS_TORCH
+
 EIGEN_DEFAULTS: dict[str, Any] = {
     "basis": "eigen",
     "betas": (0.9, 0.9),
@@ -15,8 +18,13 @@ EIGEN_DEFAULTS: dict[str, Any] = {
     "eps": 1e-8,
     "nesterov": True,
     "bias_correction": True,
+    "unclipped": (0.8, 0.3),
+    "basis_beta": 0.8,
 }
 """What `basis="eigen"` means for the Sophia groups, unless the caller says otherwise."""
+
+EIGEN_LR_SCALE = 2.0
+"""And the learning rate of the AdamW groups beside it, in multiples of the optimizer's."""
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -66,7 +74,8 @@ def param_groups(
             were measured best (`EIGEN_DEFAULTS`).
         weight_decay: for what decays; the optimizer's own by default. Vectors do not decay, in a transformers model
             what its Trainer exempts.
-        adamw: options of the AdamW groups, such as `lr`, `betas` (0.9, 0.999) and `eps` (1e-8).
+        adamw: options of the AdamW groups, such as `lr`, `betas` (0.9, 0.999) and `eps` (1e-8). In the eigenbasis their
+            learning rate is twice the optimizer's (`lr_scale`).
         sophia: options of the Sophia groups, as for `SophiaG`.
 
     Returns:
@@ -91,6 +100,7 @@ def param_groups(
     options = {**(EIGEN_DEFAULTS if basis == "eigen" else {"basis": basis}), **sophia}
     if known.width and options["basis"] is not None:
         options.setdefault("basis_max_dim", known.width)
+    scale = {"lr_scale": EIGEN_LR_SCALE} if basis == "eigen" else {}
     members: dict[tuple[str, bool], list[Tensor]] = {}
     for p in parameters:
         kind = "embeddings" if p in embeddings else "vectors" if is_vector(p) else "matrices"
@@ -104,7 +114,7 @@ def param_groups(
     order = ("matrices", "kernels", "embeddings", "vectors")
     groups = []
     for (kind, decays), params in sorted(members.items(), key=lambda item: (order.index(item[0][0]), not item[0][1])):
-        own = dict(options) if kind in ("matrices", "kernels") else {"update": "adamw", **(adamw or {})}
+        own = dict(options) if kind in ("matrices", "kernels") else {"update": "adamw", **scale, **(adamw or {})}
         if kind == "kernels":
             own["basis_flatten"] = True
         if not decays:
@@ -115,6 +125,16 @@ def param_groups(
             {"params": params, "name": kind if decays or kind == "vectors" else f"{kind} without decay", **own}
         )
     return groups
+
+
+def completed(group: dict[str, Any], lr: float | Tensor) -> dict[str, Any]:
+    """A group as the optimizer takes it: AdamW's own options where it says nothing, `lr_scale` as a learning rate."""
+    if group.get("update") == "adamw":
+        group = {**AS_TORCH, **group}
+    if "lr_scale" in group:
+        require_in_range(lr_scale=group["lr_scale"])
+        group = {"lr": lr * group["lr_scale"], **group}
+    return group
 
 
 def _conventions(module: nn.Module) -> Conventions:

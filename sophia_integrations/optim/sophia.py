@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .adamw import AS_TORCH, adamw_update
+from .adamw import adamw_update
 from .basis import basis_layout, known_bases, turn_bases
 from .checkpoint import exactly_loaded
 from .checks import (
@@ -23,6 +23,7 @@ from .checks import (
 )
 from .estimator import Estimate, HessianEstimator
 from .functional import Rule, note_shares, update_group
+from .groups import completed
 from .nonfinite import NonFiniteGradients
 from .sharding import SumOverShards, equal_on_all_ranks, local
 from .state import COUNTERS, no_autocast, note, sophia_members, state_dtype, state_of
@@ -173,10 +174,11 @@ class SophiaG(Optimizer):
         return group["step"] % group["hessian_interval"] == 0 or group["hessian_updates"] == 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use."""
-        if param_group.get("update") == "adamw":
-            param_group = {**AS_TORCH, **param_group}
-        super().add_param_group(param_group)
+        """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use.
+
+        A group with `lr_scale` and no `lr` gets that multiple of the optimizer's.
+        """
+        super().add_param_group(completed(param_group, self.defaults["lr"]))
         group, first = self.param_groups[-1], self.param_groups[0]
         try:
             check_group(group, first["hessian_interval"])
