@@ -1,4 +1,4 @@
-"""24 steps in the eigenbasis with a checkpoint every 4. "kill": dies in the 15th; "resume": goes on, then runs whole."""
+"""24 steps in the eigenbasis, a checkpoint every 4. "kill": dies in the 15th; "resume": goes on, then runs whole."""
 
 import os
 import signal
