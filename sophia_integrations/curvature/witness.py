@@ -29,7 +29,7 @@ SUM_TOLERANCE = 0.05
 FORM_TOLERANCE = 0.08
 """Relative error of a row against w·p, up to which its weight is read from it; bf16 needs that much."""
 
-WEIGHT_TOLERANCE = 0.01
+WEIGHT_TOLERANCE, WEIGHT_TOLERANCE_IN_HALF = 0.01, 0.1
 """Relative distance of a weight from the others that is allowed, beside four times the error of its own row."""
 
 EXACT = 0.01
@@ -109,7 +109,7 @@ class Witness:
     def hear_weights(self, gradient: Tensor) -> None:
         """Keep the gradient of the labels' log-probabilities, which is minus the weight of each."""
         self._calls += 1
-        self._weights = -gradient
+        self._weights, self._dtype = -gradient, gradient.dtype
 
     def heard(self) -> Heard | None:
         """What was heard, measured against a softmax likelihood; None when there is nothing to go by."""
@@ -121,14 +121,17 @@ class Witness:
         reading = self._read[dim]
         # Float16 may have lost a small gradient, and a row of zeros would no longer say that the row does not count.
         counts = None if self._dtype == torch.float16 else reading.counts
-        return Heard(dim, counts, *reading.judge())
+        return Heard(dim, counts, *reading.judge(self._tolerance))
 
     def _heard_weights(self) -> Heard | None:
         weights = self._weights[self._weights != 0].float()
         if self._calls != 1 or not len(weights) or not bool(weights.isfinite().all()):
             return None
-        rounding = torch.full_like(weights, torch.finfo(self._weights.dtype).eps)
-        return Heard(None, None, _median(weights), _unequal(weights, rounding))
+        return Heard(None, None, _median(weights), _unequal(weights, torch.zeros_like(weights), self._tolerance))
+
+    @property
+    def _tolerance(self) -> float:
+        return WEIGHT_TOLERANCE_IN_HALF if self._dtype in (torch.bfloat16, torch.float16) else WEIGHT_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class _Reading:
         finite = total.isfinite().all()
         return cls(size > 0, finite, off_balance, p.shape[-1], telling, one_label, label[:, 0], ragged, *fits)
 
-    def judge(self) -> tuple[float | None, str | None]:
+    def judge(self, tolerance: float) -> tuple[float | None, str | None]:
         """The weight of a row, and the complaint."""
         if not bool(self.telling.any()):
             return None, None
@@ -187,7 +190,7 @@ class _Reading:
         many = len(off) >= MANY_ROWS
         if self.classes < MANY_CLASSES:
             if self.classes == 2 or not (many and one_label and bool((off <= EXACT).all())):
-                return self._judge_few(weights, off)
+                return self._judge_few(weights, off, tolerance)
         elif many and one_label and (ragged := float(self.ragged[self.telling].median())) > OTHER_FORM:
             return None, f"beside its label a row's gradient is not proportional to the softmax (off by {ragged:.0%})"
         elif not one_label:
@@ -195,9 +198,9 @@ class _Reading:
                 return None, None
             weights, off = (x[self.telling] for x in self.shifted)
         read = off <= FORM_TOLERANCE
-        return _median(weights[read]), _unequal(weights[read], off[read])
+        return _median(weights[read]), _unequal(weights[read], off[read], tolerance)
 
-    def _judge_few(self, weights: Tensor, off: Tensor) -> tuple[float | None, str | None]:
+    def _judge_few(self, weights: Tensor, off: Tensor, tolerance: float) -> tuple[float | None, str | None]:
         """A row with few classes has too few numbers to tell a soft or smoothed target from a weight.
 
         What is one weight for each label, and not the same for all, is a class weight.
@@ -207,7 +210,7 @@ class _Reading:
         each = [(w, o) for w, o in each if len(w)]
         if len(each) < 2 or any(len(w) < 2 or bool((o > EXACT).any()) or _unequal(w, o, EXACT) for w, o in each):
             return None, None
-        return _median(weights), _unequal(weights, off)
+        return _median(weights), _unequal(weights, off, tolerance)
 
 
 def _ragged(p: Tensor, g: Tensor, label: Tensor) -> Tensor:
@@ -312,7 +315,7 @@ def _median(weights: Tensor) -> float | None:
     return float(weights.median()) if len(weights) else None
 
 
-def _unequal(weights: Tensor, off: Tensor, tolerance: float = WEIGHT_TOLERANCE) -> str | None:
+def _unequal(weights: Tensor, off: Tensor, tolerance: float) -> str | None:
     """Half a sentence where a weight is farther from the middle one than the errors of the rows explain."""
     if len(weights) < 2:
         return None

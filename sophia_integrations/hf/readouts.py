@@ -87,12 +87,9 @@ class CausalLMReadout(HeadReadout):
 
     def labels(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         shifted = bound_arguments(model, batch).get("shift_labels")
-        if shifted is not None:
-            return F.pad(shifted, (1, 0), value=IGNORE_INDEX)
-        return super().labels(model, batch)
-
-    def aligned(self, labels: Tensor) -> Tensor:
-        return F.pad(labels, (self.virtual_tokens, 1), value=IGNORE_INDEX)[..., 1:]
+        if shifted is None:
+            shifted = F.pad(super().labels(model, batch), (0, 1), value=IGNORE_INDEX)[..., 1:]
+        return F.pad(shifted, (self.virtual_tokens, 0), value=IGNORE_INDEX)
 
 
 class Seq2SeqReadout(HeadReadout):

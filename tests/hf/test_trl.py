@@ -91,6 +91,12 @@ def test_sft_with_a_loss_of_the_user(folder, tmp_path):
     assert_trained(sft(folder, tmp_path, compute_loss_func=loss), updates=3)
 
 
+def test_sft_dynamic_fine_tuning_is_refused(folder, tmp_path):
+    """Its weights are read from the log-probabilities of the fused head, which makes no logits."""
+    with pytest.raises(ValueError, match="training loss is not the mean.*weighs one prediction.*Hutchinson"):
+        sft(folder, tmp_path, loss_type="dft").train()
+
+
 def test_sft_lora(folder, tmp_path):
     trainer = sft(folder, tmp_path, peft_config=lora())
     assert_trained(trainer, updates=3)
