@@ -14,7 +14,7 @@ from ..optim import Estimate
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import DiagonalSum, is_flattened, rank_of
+from .reduction import DiagonalSum, is_distributed, is_flattened, is_sharded, rank_of
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
 
@@ -101,6 +101,12 @@ class UnitEstimator:
             )
         self._check_trains_model(params)
         batches = self._tap.take()
+        if self._only_some_ranks_have_rows(batches):
+            return Estimate(
+                None,
+                dropped="some ranks have no rows of the batch, and sharded parameters (FSDP2) need every rank for each "
+                "forward: give all ranks as many micro-batches, in training mode",
+            )
         return self._sum_of_units(batches, params, step).reduced(bool(batches), self._nothing_seen())
 
     def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
@@ -114,6 +120,15 @@ class UnitEstimator:
                     key = (self.seed, step, rank, unit)
                     self.add_unit(batches[batch].rows(rows), key, total, counts=unit < len(chosen))
         return total
+
+    def _only_some_ranks_have_rows(self, batches: list[MicroBatch]) -> bool:
+        """Whether shards keep the ranks from going on: one without rows has nothing to run the model with."""
+        if not (is_sharded(self.model) and is_distributed(self.process_group)):
+            return False
+        some = any(batch.num_rows for batch in batches)
+        seen = torch.tensor([some, not some], dtype=torch.int64, device=model_device(self.model))
+        dist.all_reduce(seen, group=self.process_group)
+        return bool(seen.all())
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())
