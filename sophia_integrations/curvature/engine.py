@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import io
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +18,7 @@ from ..optim.checks import warn_caller
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import NO_COORDINATES, DiagonalSum, is_flattened, rank_of
+from .reduction import NO_COORDINATES, DiagonalSum, is_distributed, is_flattened, is_sharded, rank_of
 from .rows import rows_stand_alone, shape_of_selection
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
@@ -61,6 +64,27 @@ class UnitEstimator:
         self.forward_context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._tap = Tap(model)
         self._rows_tried: dict[tuple[bool, ...], bool] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this process: the tap, which holds batches, and the ranks."""
+        own = ("_tap", "process_group", "forward_context")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(
+            state, process_group=None, forward_context=contextlib.nullcontext, _tap=Tap(state["model"])
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitEstimator:
+        """A copy for the copied model, which is the one that `copy.deepcopy((model, optimizer))` returns beside it."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.process_group = self.process_group
+        return twin
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """In a file an estimator goes with its model; where that cannot be pickled it stays behind, as None."""
+        return super().__reduce_ex__(protocol) if _can_be_pickled(self.__getstate__()) else (_left_behind, ())
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         """Add one unit's contribution to the sum and its predictions to the count.
@@ -115,6 +139,12 @@ class UnitEstimator:
             )
         self._check_trains_model(params)
         batches = self._tap.take()
+        if self._only_some_ranks_have_rows(batches):
+            return Estimate(
+                None,
+                dropped="some ranks have no rows of the batch, and sharded parameters (FSDP2) need every rank for each "
+                "forward: give all ranks as many micro-batches, in training mode",
+            )
         total = DiagonalSum(params, self.model, self.process_group, coordinates)
         self._add_units(batches, total, step)
         return total.reduced(bool(batches), self._nothing_seen())
@@ -140,6 +170,15 @@ class UnitEstimator:
         heard = [batch.witness.counts if batch.witness is not None else None for batch in batches]
         counts = (seen * n / max(used, 1) if c is None else int(c.sum()) for n, c in zip(sizes, heard, strict=True))
         return round(sum(counts))
+
+    def _only_some_ranks_have_rows(self, batches: list[MicroBatch]) -> bool:
+        """Whether shards keep the ranks from going on: one without rows has nothing to run the model with."""
+        if not (is_sharded(self.model) and is_distributed(self.process_group)):
+            return False
+        some = any(self.readout.num_rows(self.model, batch) != 0 for batch in batches)
+        seen = torch.tensor([some, not some], dtype=torch.int64, device=model_device(self.model))
+        dist.all_reduce(seen, group=self.process_group)
+        return bool(seen.all())
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())
@@ -210,6 +249,25 @@ _ROWS_DO_NOT_STAND_ALONE = (
     "dimension numbers the rows (1 with batch_first=False), pass readout=Readout(batch_dim=…) for less noise at less "
     "cost; if an argument has no rows, Readout(rows=…). Readout(batch_dim=None) asks for whole micro-batches."
 )
+
+
+class _Skeleton(pickle.Pickler):
+    """Pickles everything but tensors."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "tensor" if isinstance(obj, Tensor) else None
+
+
+def _can_be_pickled(obj: Any) -> bool:
+    try:
+        _Skeleton(io.BytesIO()).dump(obj)
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return False
+    return True
+
+
+def _left_behind() -> None:
+    """What an estimator becomes that could not be pickled."""
 
 
 def _rows_depend_on_each_other(model: nn.Module) -> bool:

@@ -149,13 +149,17 @@ class SophiaG(Optimizer):
         self._last_drop = "no estimator was given and update_hessian() was never called"
         self._ratios: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_estimator": self._estimator}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if not hasattr(self, "hessian_seconds"):
-            self._set_session(None)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        if not hasattr(self, "hessian_seconds"):
+            self._set_session(state.get("_estimator"))
+            self._arm()
 
     @property
     def estimator(self) -> HessianEstimator | None:

@@ -55,11 +55,14 @@ if layout == "ddp-hutchinson":
     estimator = Hutchinson(model, fraction=1.0, units=64, loss=toy_loss)
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
 for step in range(steps):
+    unseen = {"fsdp-one-unseen": [1], "fsdp-none-seen": [0, 1]}.get(layout, []) if step == 0 else []
+    model.train(rank not in unseen)
     if layout == "empty" and rank == 1:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
     else:
-        for x, labels in toy_batches(step, data_rank):
+        rows = 0 if (layout, rank, step) == ("fsdp-one-without-rows", 1, 0) else 4
+        for x, labels in toy_batches(step, data_rank, rows):
             F.cross_entropy(wrapped(x, labels=labels), labels, reduction="sum").backward()
     if layout == "empty":
         for p in model.parameters():
