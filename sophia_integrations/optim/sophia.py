@@ -61,14 +61,13 @@ class SophiaG(Optimizer):
         weight_decay: λ, decoupled.
         hessian_interval: k, steps between two estimates.
         estimator: supplies ĥ, for example `GaussNewtonBartlett(model)`. Without one, call `update_hessian`.
-        maximize: ascend instead of descend.
+        maximize: ascend.
         nesterov: follow β₁ m + (1 − β₁) g instead of m.
         bias_correction: divide m by 1 − β₁ᵗ, and h by 1 − β₂ⁿ after n estimates.
         noise_floor: c, for a denominator of at least c √(h/N): h/N is the variance of a gradient of N predictions.
         unclipped: for rho="auto", the share of coordinates to leave alone at the peak of the learning rate, and at 0.
         basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices.
-        basis_interval: steps between two refreshes of the eigenvectors; the factors see every gradient.
-        basis_warmup: steps from the start at which every one refreshes them.
+        basis_interval: steps between two refreshes of the eigenvectors, after `basis_warmup` steps with one each.
         basis_beta: decay of the factors.
         basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
             default the shorter side of the matrix, at least 128.
