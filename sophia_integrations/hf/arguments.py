@@ -143,5 +143,5 @@ def _unknown(key: str, known: list[str]) -> str:
     if key in _ELSEWHERE:
         return f"{key!r} does not belong here; use {_ELSEWHERE[key]}."
     nearest = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown argument {key!r} of Sophia{hint} Known: {', '.join(known)}."
+    hint = f", did you mean {nearest[0]!r}?" if nearest else f". Known: {', '.join(known)}."
+    return f"unknown argument {key!r} of Sophia{hint}"
