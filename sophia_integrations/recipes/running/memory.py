@@ -16,6 +16,8 @@ from ...optim.basis import layout_of
 _SIDES = (32, 48, 64, 80, 96)  # all different, so that a side of an optimizer's state tells where it comes from
 _PACKED = ("8bit", "4bit", "bnb", "galore", "apollo", "lomo")  # their state depends on more than sides and types
 
+_BY_GROUPS = "sophia_eigen"  # makes its own parameter groups, from the model
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -70,7 +72,8 @@ def optimizer_maker(arguments: Any) -> Callable[[list[nn.Parameter]], Optimizer]
     more than the parameters."""
     from transformers import Trainer
 
-    if any(sign in str(getattr(arguments.optim, "value", arguments.optim)) for sign in _PACKED):
+    optim = str(getattr(arguments.optim, "value", arguments.optim))
+    if optim == _BY_GROUPS or any(sign in optim for sign in _PACKED):
         return None
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
@@ -88,7 +91,7 @@ def groups_of(arguments: Any, model: nn.Module) -> list[dict[str, Any]] | None:
     """The parameter groups that the optimizer of TrainingArguments makes itself; None where the Trainer makes them."""
     from transformers import Trainer
 
-    if getattr(arguments.optim, "value", arguments.optim) != "sophia_eigen":
+    if getattr(arguments.optim, "value", arguments.optim) != _BY_GROUPS:
         return None
     return Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]["params"]
 
