@@ -201,31 +201,40 @@ class UnitEstimator:
         if None not in sizes and not _rows_depend_on_each_other(self.model):
             chosen = choose_units(sizes, self.fraction, self.units, generator)
             split = sorted({batch for batch, rows in chosen if len(rows) < sizes[batch]})
-            if sharded or all(self._rows_stand_alone(batches[batch], sizes[batch]) for batch in split):
+            if all(self._rows_stand_alone(batches[batch], sizes[batch], sharded) for batch in split):
                 return chosen
         parts = choose_units([1] * len(batches), self.fraction, len(batches), generator)
         return [(batch, None) for batch, _ in parts]
 
-    def _rows_stand_alone(self, batch: MicroBatch, size: int) -> bool:
-        """Whether rows may be taken, where the readout does not know: tried once for each layout of the arguments."""
+    def _rows_stand_alone(self, batch: MicroBatch, size: int, sharded: bool) -> bool:
+        """Whether rows may be taken, where the readout does not know: tried once for each layout of the arguments.
+
+        Shards forbid the trial, in which every rank would have to take part; there the modules' `batch_first` decides.
+        """
         dim = self.readout.batch_dim
-        if self.readout.rows_are_known or dim is None or size < 2:
+        if self.readout.rows_are_known or dim is None:
             return True
         layout = shape_of_selection(batch, dim, size)
         if layout not in self._rows_tried:
-            index = torch.arange(1, size, 2)
-            part = self.readout.rows(self.model, batch, index)
-            model = getattr(self.model, "_orig_mod", self.model)
-
-            def predict(some: MicroBatch) -> Tensor:
-                args, kwargs = self.readout.inputs(self.model, some)
-                with self.forward_context():
-                    return self.readout.logits(model(*args, **kwargs))
-
-            self._rows_tried[layout] = rows_stand_alone(model, predict, batch, part, index, dim, size)
-            if not self._rows_tried[layout]:
+            alone = None if sharded else self._try_rows(batch, dim, size)
+            if alone is None:
+                alone = dim != 0 or all(getattr(m, "batch_first", True) for m in self.model.modules())
+            self._rows_tried[layout] = alone
+            if not alone:
                 warn_caller(_ROWS_DO_NOT_STAND_ALONE.format(type(self.model).__name__, dim))
         return self._rows_tried[layout]
+
+    def _try_rows(self, batch: MicroBatch, dim: int, size: int) -> bool | None:
+        model = getattr(self.model, "_orig_mod", self.model)
+        index = torch.arange(1, size, 2)
+
+        def predict(some: MicroBatch) -> Tensor:
+            args, kwargs = self.readout.inputs(self.model, some)
+            with self.forward_context():
+                return self.readout.logits(model(*args, **kwargs))
+
+        part = self.readout.rows(self.model, batch, index)
+        return rows_stand_alone(model, predict, batch, part, index, dim, size)
 
     @contextlib.contextmanager
     def autocast_of(self, batch: MicroBatch) -> Iterator[None]:
@@ -244,8 +253,8 @@ class UnitEstimator:
 
 
 _ROWS_DO_NOT_STAND_ALONE = (
-    "Sophia uses whole micro-batches for {}: it predicts something else for some entries of dimension {} of its "
-    "arguments alone than among all of them, so they are not rows of a batch that can be taken one by one. If another "
+    "Sophia uses whole micro-batches for {}: what it predicts for some entries along dimension {} of its arguments "
+    "depends on the others, so they are not rows of a batch that can be taken one by one. If another "
     "dimension numbers the rows (1 with batch_first=False), pass readout=Readout(batch_dim=…) for less noise at less "
     "cost; if an argument has no rows, Readout(rows=…). Readout(batch_dim=None) asks for whole micro-batches."
 )

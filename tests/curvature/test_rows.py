@@ -1,6 +1,7 @@
 """How rows of a micro-batch are chosen: the dimension that numbers them, what has none, and whole micro-batches."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -57,6 +58,27 @@ def test_time_steps_are_never_taken_for_rows_without_a_word(dropout):
     with pytest.warns(UserWarning, match="whole micro-batches for Recurrent.*dimension 0.*batch_first=False.*"):
         shapes = unit_shapes(estimator, model, lambda: train_forward(model, x))
     assert shapes == [(TIME, BATCH, 5)]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "only trains"])
+def test_batch_first_decides_where_the_trial_cannot_tell(kind):
+    class OnlyTrains(Recurrent):
+        def forward(self, x):
+            if not self.training:
+                raise RuntimeError("no evaluation")
+            return super().forward(x)
+
+    for batch_first in (False, True):
+        model = (OnlyTrains if kind == "only trains" else Recurrent)(batch_first)
+        x = torch.randn(TIME, BATCH, 5)
+        if kind == "bf16":  # little depends on the time: about as much as rounding may take away
+            model, x = model.bfloat16(), x.bfloat16()
+            with torch.no_grad():
+                model.head.bias.fill_(8.0)
+        estimator = GaussNewtonBartlett(model, fraction=1.0)
+        with nullcontext() if batch_first else pytest.warns(UserWarning, match="whole micro-batches"):
+            shapes = unit_shapes(estimator, model, lambda m=model, x=x: train_forward(m, x))
+        assert shapes == ([(1, BATCH, 5)] * TIME if batch_first else [(TIME, BATCH, 5)])
 
 
 def test_whole_micro_batches_and_batch_dim_1_both_give_the_exact_diagonal():
