@@ -93,4 +93,5 @@ def _make_optimizer(arguments: Any, model: Any) -> None:
     from transformers import Trainer
 
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    kind([parameter for parameter in model.parameters() if parameter.requires_grad], **options)
+    trained = options.pop("params", None) or [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind(trained, **options)
