@@ -54,26 +54,23 @@ class SophiaG(Optimizer):
     Args:
         params: parameters, named parameters or groups of them; every hyperparameter may differ by group,
             except `hessian_interval`.
-        lr: learning rate per step, a float or a 0-dim tensor; the largest change of a coordinate in one step.
+        lr: learning rate per step, a float or a 0-dim tensor: the largest change of a coordinate.
         betas: β₁ of the momentum, β₂ of the Hessian average.
         rho: ρ. Larger clips less. "auto" sets it after each estimate so that the share of `unclipped` is left alone.
         eps: floor of ρ·h. Coordinates with almost no curvature move by at most lr · |m| / eps.
         weight_decay: λ, decoupled.
         hessian_interval: k, steps between two estimates.
         estimator: supplies ĥ, for example `GaussNewtonBartlett(model)`. Without one, call `update_hessian`.
-        maximize: ascend instead of descend.
+        maximize: ascend.
         nesterov: follow β₁ m + (1 − β₁) g instead of m.
         bias_correction: divide m by 1 − β₁ᵗ, and h by 1 − β₂ⁿ after n estimates.
-        noise_floor: c, above 0 for a denominator of at least c √(h/N), with N the predictions of a step's gradient,
-            counted by the estimator: h/N is the variance of that gradient.
+        noise_floor: c, for a denominator of at least c √(h/N): h/N is the variance of a gradient of N predictions.
         unclipped: for rho="auto", the share of coordinates to leave alone at the peak of the learning rate, and at 0.
-        basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices; what is no matrix stays
-            in its own.
-        basis_interval: steps between two refreshes of the eigenvectors; the factors see every gradient.
-        basis_warmup: steps from the start at which every one refreshes them.
+        basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices.
+        basis_interval: steps between two refreshes of the eigenvectors, after `basis_warmup` steps with one each.
         basis_beta: decay of the factors.
-        basis_max_dim: longest piece of a side of a matrix, which bounds the extra state to 2 (p/rows + q/columns)
-            numbers an element for pieces of p and q; by default the shorter side, at least 128.
+        basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
+            default the shorter side of the matrix, at least 128.
         basis_flatten: take tensors of three dimensions for convolutions, [rows, rest], not for batches of matrices.
 
     Raises:
@@ -142,7 +139,7 @@ class SophiaG(Optimizer):
         self._arm()
 
     def _set_session(self, estimator: HessianEstimator | None) -> None:
-        """What lives for this process only: all that training needs to go on is in the state dict."""
+        """What lives for this process only; the rest is in the state dict."""
         self._estimator = estimator
         self.hessian_seconds = 0.0
         self._nonfinite = NonFiniteGradients()
@@ -275,8 +272,7 @@ class SophiaG(Optimizer):
                 |m| < max(ρh, c √(h/N), ε).
             `curvature_share`: share of those whose denominator was ρh.
             `rho`: ρ of the first Sophia group, as given or as rho="auto" has set it.
-            `hessian_norm`, `hessian_zero_fraction`, `hessian_quantiles`: the size of h, in loss / θ²
-                (`optim.statistics.QUANTILES`).
+            `hessian_norm`, `hessian_zero_fraction`, `hessian_quantiles`: of h, in loss / θ² (`optim.statistics`).
             `ratio_quantiles`: of |m|/h at the last refresh in this process, the values of ρ that would leave 10, 20, …,
                 90 % alone; None before it.
             `hessian_age`: steps since the last estimate; None before the first.
@@ -301,9 +297,8 @@ class SophiaG(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, keeping m and h in float32 whatever the parameters' dtype.
 
-        Groups saved by an older version get today's defaults for what they lack. Saved hyperparameters replace
-        the ones given to the constructor, as in every torch optimizer; a difference is warned about. Hooks of
-        `register_load_state_dict_pre_hook` see the checkpoint first, and may convert it.
+        Groups of an older version get today's defaults for what they lack. Saved hyperparameters replace those of the
+        constructor, and a difference is warned about. Pre-hooks see the checkpoint first, and may convert it.
 
         Raises:
             ValueError: the checkpoint belongs to another optimizer or another basis, or its groups do not match.

@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sophia_integrations import EmpiricalFisher, GaussNewtonBartlett, SophiaG, param_groups
 from sophia_integrations.lightning import TextDataModule
+from sophia_integrations.optim.groups import EIGEN_LR_SCALE
 
 SIZES = {
     "default": (dict(n_layer=4, n_embd=160, n_positions=128, vocab_size=1024), dict(batch_size=24)),
@@ -62,23 +63,23 @@ def build(model, name: str, given: dict):
     embed = {k[2:]: options.pop(k) for k in list(options) if k.startswith("e.")}
     lr, weight_decay = options.pop("lr"), options.pop("wd", 0.1)
     if name in ("adamw", "nadamw"):
-        betas = (options.pop("b1", 0.9), options.pop("b2", 0.98))
+        betas = (options.pop("b1", 0.8), options.pop("b2", 0.98))
         vectors = [p for p in model.parameters() if p.ndim < 2]
         rest = [p for p in model.parameters() if p.ndim >= 2]
         groups = [{"params": rest, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         if name == "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
         return torch.optim.NAdam(groups, lr=lr, betas=betas, momentum_decay=1e4, decoupled_weight_decay=True)
-    squares = name.endswith("squares")
-    adamw = {"lr": embed.pop("lr", lr), "betas": (embed.pop("b1", 0.9), embed.pop("b2", 0.98))}
-    adamw["weight_decay"] = embed.pop("wd", weight_decay)
-    if options["basis"] == "eigen":
+    squares, eigen = name.endswith("squares"), options["basis"] == "eigen"
+    adamw = {"lr": embed.pop("lr", EIGEN_LR_SCALE * lr if eigen else lr)}
+    adamw |= {"betas": (embed.pop("b1", 0.8), embed.pop("b2", 0.98)), "weight_decay": embed.pop("wd", weight_decay)}
+    if eigen:
         options["betas"] = (options.pop("b1", 0.9), options.pop("b2", 0.9))
     elif "b1" in options or "b2" in options:
         options["betas"] = (options.pop("b1", 0.965), options.pop("b2", 0.99))
     units = {k: options.pop(k) for k in ("fraction", "units") if k in options}
     if squares:
-        lr, adamw["lr"] = lr * options["noise_floor"], adamw["lr"]
+        lr *= options["noise_floor"]
     interval = options.pop("hessian_interval", 10)
     groups = param_groups(model, weight_decay=weight_decay, adamw=adamw, **options)
     for group in groups:
