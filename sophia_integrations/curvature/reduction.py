@@ -96,8 +96,7 @@ class DiagonalSum:
         return finite
 
     def clear(self) -> None:
-        """Begin anew."""
-        self.discard_gradients()
+        """Begin anew; `.grad` stays."""
         self._predictions = self._batch_predictions = 0
         for flat in self._flat:
             flat.zero_()

@@ -287,7 +287,9 @@ def test_a_gradient_that_comes_in_parts_is_rotated_once_as_a_sum(early):
         optimizer = SophiaG([model.shared.weight], **STILL, **FIXED, estimator=estimator)
         x = torch.randn(12, 6)
         F.cross_entropy(model(x), torch.randint(6, (12,))).backward()
+        grads = [(p, p.grad, p.grad.clone()) for p in model.parameters()]
         optimizer.step()
+        assert all(p.grad is g and torch.equal(g, copy) for p, g, copy in grads)
         return optimizer.state[model.shared.weight]
 
     one, other = first_h(True), first_h(False)
