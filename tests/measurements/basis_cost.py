@@ -182,9 +182,8 @@ def print_shares(seconds: dict[int, dict[int, float]], per_token: float) -> None
             rows.append([str(cap), every, f"{extra / 1e9:,.0f}", *by_flops, *by_time])
     step = ", ".join(f"{6 * PARAMETERS * tokens / 1e12:,.1f}" for tokens in TOKENS)
     print(f"\nShare of a training step. By arithmetic, of 6·N·tokens ({step} TFLOP); by time, of forward and backward")
-    print(
-        f"of the {BLOCKS} blocks, {1000 * per_token * LENGTH:.0f} ms a block for {LENGTH} tokens, no embeddings or head:"
-    )
+    one = f"{1000 * per_token * LENGTH:.0f} ms a block for {LENGTH} tokens"
+    print(f"of the {BLOCKS} blocks, without embeddings and head ({one}):")
     ends = [f"{what}, {tokens:,} tokens" for what in ("arithmetic", "time") for tokens in TOKENS]
     table(["`basis_max_dim`", "refresh", "GFLOP a step", *ends], rows)
 
