@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .curvature import EmpiricalFisher, GaussNewtonBartlett, Hutchinson
     from .optim import SophiaG, SophiaH, param_groups
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["EmpiricalFisher", "GaussNewtonBartlett", "Hutchinson", "SophiaG", "SophiaH", "__version__", "param_groups"]
 
 _HOME = {

