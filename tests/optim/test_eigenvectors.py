@@ -123,6 +123,21 @@ def test_zero_gradients(before):
     assert param.isfinite().all()
 
 
+@pytest.mark.parametrize("gradient", [np.zeros((6, 8)), np.eye(6, 8, 1)[:1].repeat(6, 0)], ids=["zero", "rank one"])
+def test_directions_without_gradient_keep_their_eigenvectors(gradient):
+    param = torch.nn.Parameter(torch.zeros(6, 8))
+    optimizer = eigen(param, basis_beta=0.0)
+    train(optimizer, param, gradients_of(6, 8, rotation(6, 1), rotation(8, 2), 1))
+    for _ in range(5):
+        state = train(optimizer, param, [gradient])
+        before = state["right_basis"][0].clone()
+    after = train(optimizer, param, [gradient])["right_basis"][0]
+    overlap = (after.T @ before).abs()
+    assert (overlap.amax(0) > 0.9).all() and (overlap.amax(1) > 0.9).all(), "the same vectors, in any order"
+    if not gradient.any():
+        assert (after.abs() < 0.99).all(), "those of the first gradient"
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e19, 1e20, 3e38])
 def test_tiny_and_huge_gradients(scale):
     param = torch.nn.Parameter(torch.zeros(5, 6))
