@@ -64,9 +64,10 @@ def build(model, name: str, given: dict):
     lr, weight_decay = options.pop("lr"), options.pop("wd", 0.1)
     if name in ("adamw", "nadamw"):
         betas = (options.pop("b1", 0.8), options.pop("b2", 0.98))
-        vectors = [p for p in model.parameters() if p.ndim < 2]
-        rest = [p for p in model.parameters() if p.ndim >= 2]
-        groups = [{"params": rest, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": g["params"], "lr": g.get("lr", lr), "weight_decay": g.get("weight_decay", weight_decay)}
+            for g in param_groups(model, adamw={"lr": embed.pop("lr", lr)})
+        ]
         if name == "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
         return torch.optim.NAdam(groups, lr=lr, betas=betas, momentum_decay=1e4, decoupled_weight_decay=True)
