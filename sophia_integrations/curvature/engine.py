@@ -152,8 +152,7 @@ class UnitEstimator:
     def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         rank = rank_of(self.process_group)
         generator = keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows")
-        with taps_paused():
-            chosen = self._choose_units(batches, generator, total.sharded)
+        chosen = self._choose_units(batches, generator, total.sharded)
         if batches or total.sharded:
             with taps_paused(), isolated(self.model, total.params, key_to_seed(self.seed, step, rank, "forward")):
                 for unit in range(total.units_to_run(len(chosen))):

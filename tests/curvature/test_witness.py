@@ -308,6 +308,35 @@ def test_memorised_rows_say_nothing():
     assert witness.heard().complaint is None
 
 
+def heard(logits, loss):
+    """What a witness of `logits` says about `loss(logits)`."""
+    logits = logits.requires_grad_() * 1
+    witness = listen(logits, [-1], None, 0)
+    loss(logits).backward()
+    return witness.heard()
+
+
+def test_a_penalty_on_the_log_sum_exp_is_no_weight():
+    logits = torch.randn(ROWS, CLASSES) + torch.arange(ROWS)[:, None] / 2
+    said = heard(logits, lambda z: F.cross_entropy(z, labels()) + 4e-4 * z.logsumexp(-1).square().mean())
+    assert said.complaint is None and said.weight == pytest.approx(1 / ROWS, rel=1e-3)
+
+
+@pytest.mark.parametrize("certain", [4.0, 5.0, 6.0, 7.0, 8.0, 12.0])
+def test_rounding_of_certain_predictions_is_no_other_loss(certain):
+    logits = (certain * F.one_hot(labels(5), 5) + 0.3 * torch.randn(ROWS, 5)).bfloat16()
+    assert heard(logits, lambda z: F.cross_entropy(z, labels(5))).complaint is None
+
+
+def test_peaked_rows_with_smoothed_labels_are_no_weights():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        y = torch.randint(1000, (40,))
+        logits = 30 * torch.rand(40, 1) * torch.randn(40, 1000)
+        logits[torch.arange(40), y] += 60 * torch.rand(40)
+        assert heard(logits, lambda z, y=y: F.cross_entropy(z, y, label_smoothing=0.3)).complaint is None, seed
+
+
 def test_a_dead_tap_takes_its_hooks_along():
     model = nn.Linear(5, 3)
     for _ in range(3):
