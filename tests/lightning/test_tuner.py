@@ -143,29 +143,6 @@ def test_a_batch_size_finder_that_runs_out_of_memory(kind, mode):
     assert_same_end(trainer, trained(kind(batch_size=module.batch_size, hessian_interval=1)))
 
 
-def test_tuner_scale_batch_size_in_manual_optimization():
-    class Manual(Rows):
-        automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            for _ in range(2):
-                loss = F.cross_entropy(*self.sophia_logits(batch))
-                optimizer.zero_grad()
-                self.manual_backward(loss)
-                self.diary.append(optimizer.param_groups[0]["hessian_updates"])
-                optimizer.step()
-
-        def on_before_zero_grad(self, optimizer):
-            pass
-
-    module, trainer = Manual(), make_trainer(max_steps=STEPS)
-    assert Tuner(trainer).scale_batch_size(module, max_trials=3) == 8
-    assert module.diary[:4] == [0, 1, 1, 1]
-    trainer.fit(module)
-    assert updates(trainer) == UPDATES
-
-
 class EachEpoch(pl.Callback):
     """Calls `configure_optimizers` again, as some strategies and recipes do."""
 
@@ -214,25 +191,62 @@ def test_an_optimizer_of_another_kind_gets_its_own_estimator():
     assert all(sophia.param_groups[0]["hessian_updates"] == 2 for sophia in again.built)
 
 
-def test_an_optimizer_swapped_out_and_in_again_keeps_its_state_and_one_hook():
-    class Swap(pl.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 0:
-                self.two = [sophia_of(trainer), pl_module.configure_optimizers()[0][0]]
-            trainer.strategy.optimizers = [self.two[trainer.current_epoch % 2]]
+class TwoSteps(Rows):
+    """By hand, two steps on each batch."""
 
-    class Counted(Rows):
-        def on_before_optimizer_step(self, optimizer):
-            self.diary.append(len(rows_remembered(optimizer)))
+    automatic_optimization = False
 
-        def on_before_zero_grad(self, optimizer):
-            pass
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for _ in range(2):
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(*self.sophia_logits(batch)))
+            optimizer.step()
 
-    swap, module = Swap(), Counted(hessian_interval=1)
-    trainer = make_trainer(swap, max_epochs=4, max_steps=-1, limit_train_batches=2)
+    def on_before_zero_grad(self, optimizer):
+        pass
+
+
+def test_tuner_scale_batch_size_in_manual_optimization():
+    """Each trial step had an estimate: k = 5 steps on 3 batches need two."""
+    seen = []
+
+    class Seen(TwoSteps):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            group = self.optimizers().param_groups[0]
+            seen.append((group["step"], group["hessian_updates"]))
+
+    module, trainer = Seen(), make_trainer(max_steps=STEPS)
+    assert Tuner(trainer).scale_batch_size(module, max_trials=3) == 8
+    assert seen[:3] == [(2, 1), (4, 1), (6, 2)]
     trainer.fit(module)
-    assert module.diary == [1] * 8
-    assert [sophia.param_groups[0]["hessian_updates"] for sophia in swap.two] == [4, 4]
+    assert updates(trainer) == UPDATES
+
+
+class Swap(pl.Callback):
+    """Two optimizers in turn, one an epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            self.two = [sophia_of(trainer), pl_module.configure_optimizers()[0][0]]
+        trainer.strategy.optimizers = [self.two[trainer.current_epoch % 2]]
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Rows, 1), (TwoSteps, 2)])
+def test_an_optimizer_swapped_out_and_in_again_remembers_each_batch_once(monkeypatch, kind, steps):
+    asked, estimate = [], GaussNewtonBartlett.estimate
+
+    def spied(self, params, step):
+        asked.append([batch.num_rows for batch in self._tap._remembered])
+        return estimate(self, params, step)
+
+    monkeypatch.setattr(GaussNewtonBartlett, "estimate", spied)
+    swap = Swap()
+    trainer = make_trainer(swap, max_epochs=4, max_steps=-1, limit_train_batches=2)
+    trainer.fit(kind(hessian_interval=1))
+    assert asked == [[4]] * (8 * steps)
+    assert [sophia.param_groups[0]["hessian_updates"] for sophia in swap.two] == [4 * steps] * 2
 
 
 @KINDS
@@ -250,13 +264,30 @@ def test_an_optimizer_kept_from_one_fit_to_the_next(kind, new_callback):
         assert updates(trainer) == 2 * run and kept.param_groups[0]["step"] == 10 * run
 
 
+class Outside(Tokens):
+    """Computes its loss itself: the model is not given the labels."""
+
+    def training_step(self, batch, batch_idx):
+        logits = self.model(input_ids=batch["input_ids"]).logits[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def test_labels_are_noted_for_an_optimizer_that_another_callback_served_before():
+    ends = []
+    for module in (Tokens(), Outside()):
+        kept = SophiaG(module.parameters(), **module.options)
+        module.configure_optimizers = lambda kept=kept: kept
+        for _ in range(2):
+            trainer = make_trainer(max_steps=5)
+            trainer.fit(module)
+        ends.append([kept.state[p]["hessian"] for p in module.parameters()])
+    assert updates(trainer) == 2
+    for given, noted in zip(*ends, strict=True):
+        assert (noted - given).abs().max() <= 1e-3 * given.abs().max() > 0
+
+
 def test_the_first_estimate_of_a_late_optimizer_is_right():
     """Labels that the model is not given are still noted: against one backward pass a row."""
-
-    class Outside(Tokens):
-        def training_step(self, batch, batch_idx):
-            logits = self.model(input_ids=batch["input_ids"]).logits[:, :-1]
-            return F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
 
     class Late(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
