@@ -64,7 +64,7 @@ class Newton(torch.optim.Optimizer):
         weight, x, p = self.param_groups[0]["params"][0], self._rows, self._p
         curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :] + 1 / CLASSES  # softmax ignores a common shift
         hessian = torch.einsum("ncd,ni,nj->cidj", curvature, x, x).reshape(weight.numel(), -1) / len(x)
-        step = torch.linalg.solve(hessian, weight.grad.double().flatten()).view_as(weight)
+        step = torch.linalg.solve_ex(hessian, weight.grad.double().flatten())[0].view_as(weight)  # a run may diverge
         weight.sub_(self.param_groups[0]["lr"] * step.float())
 
 
