@@ -49,6 +49,8 @@ SHAPES = {
     "cut both": ((6, 8), 4, Pieces(1, 6, 8, 3, 4)),
     "left that cannot be cut": ((7, 4), 6, Pieces(1, 7, 4, 0, 4)),
     "right that cannot be cut": ((4, 7), 6, Pieces(1, 4, 7, 4, 0)),
+    "pieces that would be short": ((14, 4), 6, Pieces(1, 14, 4, 0, 4)),
+    "pieces of half the cap": ((9, 4), 6, Pieces(1, 9, 4, 0, 4)),
     "experts": ((3, 4, 6), None, Pieces(3, 4, 6, 4, 6)),
     "experts, cut": ((3, 4, 6), 3, Pieces(3, 4, 6, 2, 3)),
     "experts, one side": ((2, 7, 4), 6, Pieces(2, 7, 4, 0, 4)),
