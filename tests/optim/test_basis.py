@@ -114,6 +114,7 @@ CHOICES = {
     "bias correction": dict(bias_correction=True),
     "noise floor": dict(noise_floor=0.5),
     "noise floor alone": dict(noise_floor=1.0, rho=0.0),
+    "noise floor, corrected": dict(noise_floor=0.5, rho=0.0, bias_correction=True),
     "ascent": dict(maximize=True),
     "no decay": dict(weight_decay=0.0),
     "a tensor as lr": dict(lr=torch.tensor(1e-2)),

@@ -329,6 +329,15 @@ def test_the_noise_floor_counts_with_the_predictions_of_the_batch():
     assert (stats["win_rate"], stats["curvature_share"]) == (2 / 4, 2 / 4)
 
 
+def test_without_curvature_the_noise_floor_is_eps():
+    h, grad = [0.0, 0.0, -4.0, 1.0, 4.0], [0.0, 0.25, 0.5, 0.1, 0.5]
+    stats, step = figures_of(h, grad, rho=0.0, noise_floor=1.0, eps=0.5)
+    torch.testing.assert_close(step, -torch.tensor([0.0, 0.5, 1.0, 0.2, 0.5]))
+    assert (stats["win_rate"], stats["curvature_share"]) == (4 / 5, 0.0)
+    _, step = figures_of(h, grad, rho=0.0, noise_floor=1.0)
+    torch.testing.assert_close(step, -torch.tensor([0.0, 1.0, 1.0, 0.2, 0.5]))
+
+
 def test_nesterov_is_what_is_measured():
     """With β₁ = ½ the first step follows ¾ g; ρh = ¾."""
     options = dict(betas=(0.5, 0.0), rho=0.5, nesterov=True)
