@@ -30,14 +30,14 @@ class CausalLM(LightningModule):
         config: a transformers config with its `model_type`, for a model from scratch.
         pretrained: path or hub id of a model to go on from, instead of `config`.
         optimizer: makes the optimizer from parameters, or from `groups`.
-        groups: the words of `sophia_integrations.param_groups`, such as `basis: eigen`: matrices follow Sophia and all
-            else AdamW. By default one rule trains everything.
         warmup_steps: optimizer steps until the full learning rate.
         schedule: what follows: half a cosine to 0, a line to 0, or no change.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         peft: the words of `peft.LoraConfig`, such as `r` and `target_modules`; only the adapters are trained then.
         revision: branch, tag or commit of `pretrained` on the hub.
         trust_remote_code: let `pretrained` run the Python code that it brings along.
+        groups: the words of `sophia_integrations.param_groups`, such as `basis: eigen`: matrices follow Sophia and all
+            else AdamW. By default one rule trains everything.
 
     Raises:
         ValueError: not exactly one of `config` and `pretrained` is given, the config lacks `model_type`, `pretrained`
@@ -55,13 +55,13 @@ class CausalLM(LightningModule):
         config: dict[str, Any] | None = None,
         pretrained: str | None = None,
         optimizer: Callable[[Iterable], Optimizer] = SophiaG,
-        groups: dict[str, Any] | None = None,
         warmup_steps: int = 0,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
         gradient_checkpointing: bool = False,
         peft: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        groups: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if (config is None) == (pretrained is None):

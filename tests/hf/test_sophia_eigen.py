@@ -28,7 +28,7 @@ def test_matrices_follow_sophia_and_all_else_adamw(tmp_path):
     assert [g["weight_decay"] for g in groups] == [0.2, 0.2, 0.0]
     assert {k: matrices[k] for k in EIGEN_DEFAULTS} == EIGEN_DEFAULTS and matrices["basis_max_dim"] == 16
     assert [(g["betas"], g["eps"]) for g in (embeddings, vectors)] == [((0.8, 0.95), 1e-7)] * 2
-    assert all(g["lr"] == 1e-3 for g in groups) and len(names(trainer.model, vectors)) + 10 == len(
+    assert [g["lr"] for g in groups] == [1e-3, 2e-3, 2e-3] and len(names(trainer.model, vectors)) + 10 == len(
         list(trainer.model.parameters())
     )
 
@@ -41,7 +41,7 @@ def test_every_part_is_reached_by_optim_args(tmp_path):
     )
     matrices, embeddings, vectors = trainer.create_optimizer().param_groups
     expected = dict(rho=0.1, betas=(0.95, EIGEN_DEFAULTS["betas"][1]), eps=1e-10, nesterov=False, noise_floor=0.25)
-    expected |= dict(bias_correction=False, unclipped=(0.6, 0.4), basis="eigen", basis_interval=3, basis_warmup=7)
+    expected |= dict(bias_correction=False, unclipped=(0.8, 0.4), basis="eigen", basis_interval=3, basis_warmup=7)
     expected |= dict(basis_beta=0.9, basis_max_dim=8, hessian_interval=4, lr=1e-3)
     assert {k: matrices[k] for k in expected} == expected
     assert [g["lr"] for g in (embeddings, vectors)] == [5e-3, 5e-3]

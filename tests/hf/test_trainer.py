@@ -38,6 +38,7 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo, at our graph break
 @pytest.mark.parametrize("name", OPTIONS)
 def test_short_training_with_each_option(tmp_path, name):
     options = {"learning_rate": 5e-3, "optim_args": "hessian_interval=3,beta1=0.8", **OPTIONS[name]}

@@ -80,7 +80,8 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-stats = {k: float(v) for k, v in optimizer.stats().items() if k not in ("hessian_seconds", "hessian_quantiles")}
+_NOT_NUMBERS = ("hessian_seconds", "hessian_quantiles", "ratio_quantiles")
+stats = {k: float(v) for k, v in optimizer.stats().items() if k not in _NOT_NUMBERS}
 h = {n: full(optimizer.state[p]["hessian"]) for n, p in model.named_parameters() if p in optimizer.state}
 weights = {n: full(p.detach()) for n, p in model.named_parameters()}
 if len(sys.argv) > 4:
