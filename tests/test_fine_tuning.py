@@ -68,4 +68,4 @@ def test_a_comparison_trains_every_learning_rate_and_no_curvature_at_the_best(fi
     sophia = {line[1]: line for line in table if line[0] == "Sophia-G"}
     assert [line[5] for line in sophia.values()] == ["2", "2"]
     assert table[-1][1] == min(sophia, key=lambda rate: float(sophia[rate][2]))
-    assert float(table[-1][4]) == 0
+    assert float(table[-1][4]) < 0.1, "only coordinates without a gradient stay below ε"
