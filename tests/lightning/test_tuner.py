@@ -29,6 +29,8 @@ from sophia_integrations.lightning import SophiaCallback
 
 pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
 STEPS, UPDATES = 12, 3
+FINDERS_REWIND = tuple(map(int, pl.__version__.split(".")[:2])) >= (2, 6)
+"""Older finders leave the place in the epoch and the schedule where their trial steps ended, with AdamW as well."""
 
 
 class Tuned:
@@ -79,6 +81,11 @@ def ended(trainer):
 
 
 def assert_same_end(trainer, other):
+    """What is the optimizer's own in every version; all of it where the finder rewinds all."""
+    counted = [{k: v for k, v in ended(t)[1].items() if k not in ("lr", "initial_lr")} for t in (trainer, other)]
+    assert counted[0] == counted[1]
+    if not FINDERS_REWIND:
+        return
     (tensors, *rest), (tensors2, *rest2) = ended(trainer), ended(other)
     assert rest == rest2
     assert len(tensors) == len(tensors2) and all(torch.equal(a, b) for a, b in zip(tensors, tensors2, strict=True))
@@ -106,7 +113,7 @@ def test_the_run_after_a_learning_rate_finder_is_as_if_it_had_not_been(kind, tri
     assert_each_trial_step_had_an_estimate(trial)
     plain = kind()
     assert_same_end(trainer, trained(plain))
-    assert run == plain.diary and run[0] == (0, 0, 1) and updates(trainer) == UPDATES
+    assert run[0] == (0, 0, 1) and run == plain.diary and updates(trainer) == UPDATES
 
 
 @KINDS
@@ -219,7 +226,7 @@ def test_tuner_scale_batch_size_in_manual_optimization():
             seen.append((group["step"], group["hessian_updates"]))
 
     module, trainer = Seen(), make_trainer(max_steps=STEPS)
-    assert Tuner(trainer).scale_batch_size(module, max_trials=3) == 8
+    assert Tuner(trainer).scale_batch_size(module, max_trials=3) in (8, 16)  # 2.6 stops sooner
     assert seen[:3] == [(2, 1), (4, 1), (6, 2)]
     trainer.fit(module)
     assert updates(trainer) == UPDATES
