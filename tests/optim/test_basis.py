@@ -217,6 +217,9 @@ def test_a_matrix_without_gradient_waits_for_its_first_one():
         used.grad = normal(4, 4, seed=step)
         optimizer.step()
     assert torch.equal(late.detach(), normal(5, 3, seed=1)) and "left_basis" not in optimizer.state[late]
+    assert "hessian" not in optimizer.state[late], (
+        "an estimate in weight coordinates would be taken for one in the basis"
+    )
     specification = Specification({late: Pieces(1, 5, 3, 5, 3)})
     optimizer.param_groups[0]["params"] = [late]
     for step in range(3, 7):
