@@ -329,11 +329,13 @@ def test_rounding_of_certain_predictions_is_no_other_loss(certain):
 
 
 def test_peaked_rows_with_smoothed_labels_are_no_weights():
-    for seed in range(20):
+    """The largest entry beside the lowest may be the label's own, with what smoothing leaves of it."""
+    for seed in (17, 266, 406, 453):
         torch.manual_seed(seed)
-        y = torch.randint(1000, (40,))
-        logits = 30 * torch.rand(40, 1) * torch.randn(40, 1000)
-        logits[torch.arange(40), y] += 60 * torch.rand(40)
+        classes = (300, 1000)[seed % 2]
+        y = torch.randint(classes, (40,))
+        logits = 40 * torch.rand(40, 1) * torch.randn(40, classes)
+        logits[torch.arange(40), y] += 120 * torch.rand(1) * torch.rand(40)
         assert heard(logits, lambda z, y=y: F.cross_entropy(z, y, label_smoothing=0.3)).complaint is None, seed
 
 
