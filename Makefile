@@ -10,7 +10,7 @@ BIN4 = $(VENV4)/bin/python
 READY4 = $(VENV4)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-transformers4 noise memory finetune wheel-check lint format clean
+.PHONY: help train test test-slow test-transformers4 arms noise memory condition-number basis-cost finetune wheel-check lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -49,11 +49,20 @@ TESTS4 = tests/hf tests/curvature/test_models.py tests/curvature/test_hutchinson
 test-transformers4: $(READY4) ## run the tests that touch transformers with the last transformers 4
 	@OMP_NUM_THREADS=1 $(BIN4) -m pytest $(BESIDE) $(TESTS4) $(ARGS)
 
+arms: $(READY) ## train the default recipe's model by any rule (ARGS='eigen:lr=4e-3 adamw:lr=4.5e-3 --seeds 0,1,2')
+	@OMP_NUM_THREADS=1 $(BIN) tests/measurements/arms.py $(ARGS)
+
 noise: $(READY) ## measure the estimator's noise against its cost
 	@$(BIN) tests/measurements/estimator_noise.py $(ARGS)
 
 memory: $(READY) ## measure the peak memory of the same Trainer run with AdamW, Sophia and SophiaH (minutes)
 	@$(BIN) tests/measurements/peak_memory.py $(ARGS)
+
+condition-number: $(READY) ## measure and draw steps to a loss over the condition number of the inputs (minutes)
+	@OMP_NUM_THREADS=1 $(BIN) tests/measurements/condition_number.py $(ARGS)
+
+basis-cost: $(READY) ## measure what the eigenbasis costs at the shapes of GPT-2 small (minutes)
+	@OMP_NUM_THREADS=1 $(BIN) tests/measurements/basis_cost.py $(ARGS)
 
 finetune: $(READY) ## fine-tune MiniLM and SmolLM2, Sophia beside AdamW (ARGS=headlines a part of it)
 	@$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0

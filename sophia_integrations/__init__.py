@@ -13,14 +13,15 @@ from .hf.registration import register
 
 if TYPE_CHECKING:
     from .curvature import EmpiricalFisher, GaussNewtonBartlett, Hutchinson
-    from .optim import SophiaG, SophiaH
+    from .optim import SophiaG, SophiaH, param_groups
 
-__version__ = "0.1.0"
-__all__ = ["EmpiricalFisher", "GaussNewtonBartlett", "Hutchinson", "SophiaG", "SophiaH", "__version__"]
+__version__ = "0.2.0"
+__all__ = ["EmpiricalFisher", "GaussNewtonBartlett", "Hutchinson", "SophiaG", "SophiaH", "__version__", "param_groups"]
 
 _HOME = {
     "SophiaG": "optim",
     "SophiaH": "optim",
+    "param_groups": "optim",
     "EmpiricalFisher": "curvature",
     "GaussNewtonBartlett": "curvature",
     "Hutchinson": "curvature",

@@ -55,8 +55,42 @@ def _beta(value: Any) -> str | None:
     return None if _is_number(value) and 0 <= value < 1 else "at least 0 and below 1"
 
 
+def _rho(value: Any) -> str | None:
+    fits = value == "auto" if isinstance(value, str) else _non_negative(value) is None
+    return None if fits else 'a number of at least 0, or "auto"'
+
+
+def _one_of(*allowed: Any) -> Callable[[Any], str | None]:
+    sentence = " or ".join(repr(a) for a in allowed)
+    return lambda value: None if any(value is a or value == a and isinstance(value, str) for a in allowed) else sentence
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _side(value: Any) -> str | None:
+    fits = value is None or (_count(value) is None and value > 1)
+    return None if fits else "a whole number of at least 2, or None"
+
+
+def _steps(value: Any) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return None if whole else "a whole number of at least 0"
+
+
+def _shares(value: Any) -> str | None:
+    two = isinstance(value, (tuple, list)) and len(value) == 2
+    fit = two and all(_share_below_one(v) is None for v in value)
+    return None if fit else "two shares above 0 and below 1, (at the peak of the learning rate, at its end)"
+
+
 def _share(value: Any) -> str | None:
     return None if _is_number(value) and 0 < value <= 1 else "above 0 and at most 1"
+
+
+def _share_below_one(value: Any) -> str | None:
+    return None if _share(value) is None and value < 1 else "above 0 and below 1"
 
 
 def _count(value: Any) -> str | None:
@@ -70,7 +104,23 @@ def _is_number(value: Any) -> bool:
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lr": _non_negative,
-    "rho": _non_negative,
+    "lr_scale": _non_negative,
+    "adamw_lr": _non_negative,
+    "update": _one_of("sophia", "adamw"),
+    "rho": _rho,
+    "noise_floor": _non_negative,
+    "nesterov": _flag,
+    "bias_correction": _flag,
+    "maximize": _flag,
+    "unclipped": _shares,
+    "unclipped_start": _share_below_one,
+    "unclipped_end": _share_below_one,
+    "basis": _one_of(None, "eigen"),
+    "basis_interval": _count,
+    "basis_warmup": _steps,
+    "basis_beta": _beta,
+    "basis_max_dim": _side,
+    "basis_flatten": _flag,
     "weight_decay": _non_negative,
     "eps": _epsilon,
     "beta1": _beta,

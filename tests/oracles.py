@@ -34,13 +34,26 @@ def squared_draw_error(draws):
 
 
 def curvlinops_ggn_diagonal(model, loss, params, x, y):
-    """Diagonal of curvlinops' Gauss-Newton matrix of `loss(model(x), y)`, assembled column by column."""
+    """Diagonal of curvlinops' Gauss-Newton matrix of `loss(model(x), y)`."""
+    return curvlinops_ggn(model, loss, params, x, y).diagonal()
+
+
+def curvlinops_ggn(model, loss, params, x, y):
+    """[coordinates, coordinates]: curvlinops' Gauss-Newton matrix of `loss(model(x), y)`, column by column."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from curvlinops import GGNLinearOperator
 
         operator = GGNLinearOperator(model, loss, params, [(x, y)], check_deterministic=False)
-        return (operator @ torch.eye(operator.shape[1], dtype=params[0].dtype)).diagonal()
+        return operator @ torch.eye(operator.shape[1], dtype=params[0].dtype)
+
+
+def rotated_diagonal(matrix, param, params, left, right):
+    """diag(Qᵀ H Q) with Q = Q_L ⊗ Q_R of `param`'s block of a curvature `matrix` over `params`, in its shape."""
+    start = sum(p.numel() for p in params[: [p is param for p in params].index(True)])
+    block = matrix[start : start + param.numel(), start : start + param.numel()]
+    q = torch.kron(left, right).to(block.dtype)
+    return (q.T @ block @ q).diagonal().reshape(param.shape)
 
 
 def backpack_ggn_diagonal(model, terms, count):

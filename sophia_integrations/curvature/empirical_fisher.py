@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim import Estimate, local
+from ..optim import Coordinates, Estimate, local
 from .engine import UnitEstimator
 from .readout import Readout
-from .reduction import verdict
+from .reduction import NO_COORDINATES, verdict
 
 
 class EmpiricalFisher(UnitEstimator):
@@ -51,7 +51,9 @@ class EmpiricalFisher(UnitEstimator):
     ) -> None:
         super().__init__(model, fraction=1.0, units=1, readout=readout, process_group=process_group)
 
-    def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
+    def estimate(
+        self, params: Sequence[Tensor], step: int, coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES
+    ) -> Estimate:
         """N · g² for the parameters that have a gradient, the same on every rank of the process group."""
         self._check_trains_model(params)
         batches = self._tap.take()
@@ -59,11 +61,12 @@ class EmpiricalFisher(UnitEstimator):
         grads = {p: p.grad for p in params if p.grad is not None}
         finite = all(bool(local(g).isfinite().all()) for g in grads.values())
         group, device = self.process_group, params[0].device
-        agreed = verdict(count, finite, bool(batches), self._nothing_seen(), device, group)
+        agreed = verdict((count, count), finite, bool(batches), self._nothing_seen(), device, group)
         if agreed.dropped is not None:
             return agreed
         diagonal = {}
         for param, grad in grads.items():
             full = local(grad).to(torch.promote_types(param.dtype, torch.float32), copy=True)
+            full = coordinates[param].into(full) if param in coordinates else full
             diagonal[param] = full.square_().mul_(agreed.num_predictions)
         return replace(agreed, diagonal=diagonal)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim import Estimate
+from ..optim import Coordinates, Estimate
 from ..optim.checks import warn_caller
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import DiagonalSum, is_flattened, rank_of
+from .reduction import NO_COORDINATES, DiagonalSum, is_distributed, is_flattened, is_sharded, rank_of
 from .rows import rows_stand_alone, shape_of_selection
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused
@@ -62,6 +65,27 @@ class UnitEstimator:
         self._tap = Tap(model)
         self._rows_tried: dict[tuple[bool, ...], bool] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this process: the tap, which holds batches, and the ranks."""
+        own = ("_tap", "process_group", "forward_context")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(
+            state, process_group=None, forward_context=contextlib.nullcontext, _tap=Tap(state["model"])
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitEstimator:
+        """A copy for the copied model, which is the one that `copy.deepcopy((model, optimizer))` returns beside it."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.process_group = self.process_group
+        return twin
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """In a file an estimator goes with its model; where that cannot be pickled it stays behind, as None."""
+        return super().__reduce_ex__(protocol) if _can_be_pickled(self.__getstate__()) else (_left_behind, ())
+
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         """Add one unit's contribution to the sum and its predictions to the count.
 
@@ -94,8 +118,15 @@ class UnitEstimator:
         """
         self._tap.remember(args, kwargs)
 
-    def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
+    def estimate(
+        self, params: Sequence[Tensor], step: int, coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES
+    ) -> Estimate:
         """One estimate from the remembered micro-batches, the same on every rank of the process group.
+
+        Args:
+            params: what ĥ is wanted for.
+            step: the optimizer step, a key of what is drawn.
+            coordinates: parameters whose diagonal is wanted in another orthonormal basis.
 
         Raises:
             ValueError: the readout finds no predictions, or no labels where it needs them; the optimizer trains
@@ -108,20 +139,45 @@ class UnitEstimator:
             )
         self._check_trains_model(params)
         batches = self._tap.take()
-        return self._sum_of_units(batches, params, step).reduced(bool(batches), self._nothing_seen())
+        if self._only_some_ranks_have_rows(batches):
+            return Estimate(
+                None,
+                dropped="some ranks have no rows of the batch, and sharded parameters (FSDP2) need every rank for each "
+                "forward: give all ranks as many micro-batches, in training mode",
+            )
+        total = DiagonalSum(params, self.model, self.process_group, coordinates)
+        self._add_units(batches, total, step)
+        return total.reduced(bool(batches), self._nothing_seen())
 
-    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+    def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         rank = rank_of(self.process_group)
-        total = DiagonalSum(params, self.model, self.process_group)
         generator = keyed_generator(torch.device("cpu"), self.seed, step, rank, "rows")
         chosen = self._choose_units(batches, generator, total.sharded)
         if batches or total.sharded:
-            with taps_paused(), isolated(self.model, params, key_to_seed(self.seed, step, rank, "forward")):
+            with taps_paused(), isolated(self.model, total.params, key_to_seed(self.seed, step, rank, "forward")):
                 for unit in range(total.units_to_run(len(chosen))):
                     batch, rows = chosen[min(unit, len(chosen) - 1)]
                     key = (self.seed, step, rank, unit)
                     self.add_unit(self._part(batches[batch], rows), key, total, counts=unit < len(chosen))
-        return total
+        total.count_batch(self._predictions_of(batches, chosen, total.predictions))
+
+    def _predictions_of(self, batches: list[MicroBatch], chosen: list[tuple[int, Tensor | None]], seen: int) -> int:
+        """The predictions of the accumulation window: those that had a gradient, where a witness counted them; else in
+        proportion to those `seen` in the rows that were used."""
+        sizes = [self.readout.num_rows(self.model, batch) or 1 for batch in batches]
+        used = sum(sizes[batch] if rows is None else len(rows) for batch, rows in chosen)
+        heard = [batch.witness.counts if batch.witness is not None else None for batch in batches]
+        counts = (seen * n / max(used, 1) if c is None else int(c.sum()) for n, c in zip(sizes, heard, strict=True))
+        return round(sum(counts))
+
+    def _only_some_ranks_have_rows(self, batches: list[MicroBatch]) -> bool:
+        """Whether shards keep the ranks from going on: one without rows has nothing to run the model with."""
+        if not (is_sharded(self.model) and is_distributed(self.process_group)):
+            return False
+        some = any(self.readout.num_rows(self.model, batch) != 0 for batch in batches)
+        seen = torch.tensor([some, not some], dtype=torch.int64, device=model_device(self.model))
+        dist.all_reduce(seen, group=self.process_group)
+        return bool(seen.all())
 
     def _check_trains_model(self, params: Sequence[Tensor]) -> None:
         own = set(self.model.parameters())
@@ -201,6 +257,25 @@ _ROWS_DO_NOT_STAND_ALONE = (
     "dimension numbers the rows (1 with batch_first=False), pass readout=Readout(batch_dim=…) for less noise at less "
     "cost; if an argument has no rows, Readout(rows=…). Readout(batch_dim=None) asks for whole micro-batches."
 )
+
+
+class _Skeleton(pickle.Pickler):
+    """Pickles everything but tensors."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "tensor" if isinstance(obj, Tensor) else None
+
+
+def _can_be_pickled(obj: Any) -> bool:
+    try:
+        _Skeleton(io.BytesIO()).dump(obj)
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return False
+    return True
+
+
+def _left_behind() -> None:
+    """What an estimator becomes that could not be pickled."""
 
 
 def _rows_depend_on_each_other(model: nn.Module) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,13 +41,14 @@ class GaussNewtonBartlett(UnitEstimator):
 
     hears_the_loss = True
 
-    def _sum_of_units(self, batches: list[MicroBatch], params: Sequence[Tensor], step: int) -> DiagonalSum:
+    def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         self._check_scale([self.readout.ask(batch) for batch in batches])
         try:
-            return super()._sum_of_units(batches, params, step)
+            super()._add_units(batches, total, step)
         except ArrivedTwice:
             self._squares_on_arrival = False
-            return super()._sum_of_units(batches, params, step)
+            total.clear()
+            super()._add_units(batches, total, step)
 
     def _check_scale(self, heard: list[Heard | None]) -> None:
         """Warn once where the weights of the window's predictions add up to something far from 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..optim import Estimate
+from ..optim import Coordinates, Estimate
 from ..ranges import require_in_range
 from .engine import UnitEstimator
 from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .readout import Readout
-from .reduction import DiagonalSum, is_sharded
+from .reduction import NO_COORDINATES, DiagonalSum, is_sharded
 from .sampling import keyed_generator
 from .tap import MicroBatch
 
@@ -83,24 +83,26 @@ class Hutchinson(UnitEstimator):
         self.probe, self.probes = probe, probes
         self._loss = loss or self._own_loss
 
-    def estimate(self, params: Sequence[Tensor], step: int) -> Estimate:
+    def estimate(
+        self, params: Sequence[Tensor], step: int, coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES
+    ) -> Estimate:
         if is_sharded(self.model):
             raise ValueError(
                 "Hutchinson does not run on sharded parameters (FSDP2), which have no second derivative: use "
                 "GaussNewtonBartlett, or DDP."
             )
-        return super().estimate(params, step)
+        return super().estimate(params, step, coordinates)
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
         predictions = self.readout.count(self.model, batch)
         if predictions:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                for param, diagonal in self._scaled_diagonals(batch, key, total.params):
+                for param, diagonal in self._scaled_diagonals(batch, key, total):
                     total.add({param: diagonal.mul_(predictions / self.probes)})
         total.count(predictions)
 
     def _scaled_diagonals(
-        self, batch: MicroBatch, key: tuple[int, ...], params: list[Tensor]
+        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum
     ) -> Iterable[tuple[Tensor, Tensor]]:
         """`_diagonals` of the unit's loss; in float16 of that loss times the first scale under which none overflows."""
         for scale in FLOAT16_LOSS_SCALES:
@@ -108,14 +110,18 @@ class Hutchinson(UnitEstimator):
                 args, kwargs = self.readout.loss_inputs(self.model, batch)
                 loss = self._loss(self.model(*args, **kwargs), batch)
             if not runs_in_float16(self.model, batch, loss):
-                return self._diagonals(loss, key, params)
-            found = [(p, d.div_(scale)) for p, d in self._diagonals(loss.float() * scale, key, params)]
+                return self._diagonals(loss, key, total)
+            found = [(p, d.div_(scale)) for p, d in self._diagonals(loss.float() * scale, key, total)]
             if all(bool(diagonal.isfinite().all()) for _, diagonal in found):
                 break
         return found
 
-    def _diagonals(self, loss: Tensor, key: tuple[int, ...], params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each probe and each parameter that the loss bends in: v ⊙ Hv, at least float32."""
+    def _diagonals(self, loss: Tensor, key: tuple[int, ...], total: DiagonalSum) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each probe and each parameter that the loss bends in: v ⊙ Hv, at least float32.
+
+        In coordinates with the orthonormal basis Q the probe has the coordinates v: v ⊙ QᵀHQv.
+        """
+        params, coordinates = total.params, total.coordinates
         first = _derivatives([loss], params, None, create_graph=True)
         curved = [(i, p, g) for i, (p, g) in enumerate(zip(params, first, strict=True)) if g is not None]
         curved = [(i, p, g) for i, p, g in curved if g.requires_grad]
@@ -126,11 +132,16 @@ class Hutchinson(UnitEstimator):
                 _DRAW[self.probe](p, keyed_generator(p.device, *key, "probe", probe, index)) for index, p, _ in curved
             ]
             more = probe + 1 < self.probes
-            products = _derivatives([g for _, _, g in curved], [p for _, p, _ in curved], vectors, retain_graph=more)
+            probes = [
+                coordinates[p].out_of(_wide(v)).to(p.dtype) if p in coordinates else v
+                for (_, p, _), v in zip(curved, vectors, strict=True)
+            ]
+            products = _derivatives([g for _, _, g in curved], [p for _, p, _ in curved], probes, retain_graph=more)
             for (_, param, _), vector, product in zip(curved, vectors, products, strict=True):
                 if product is not None:
-                    dtype = torch.promote_types(param.dtype, torch.float32)
-                    yield param, product.detach().to(dtype).mul(vector)
+                    product = _wide(product.detach())
+                    product = coordinates[param].into(product) if param in coordinates else product
+                    yield param, product.mul(vector)
 
     def _own_loss(self, output: Any, batch: MicroBatch) -> Tensor:
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
@@ -176,6 +187,10 @@ _NO_SECOND_DERIVATIVE = (
     "Hutchinson needs second derivatives, and an operation of the model has none ({}). Use a plain implementation of "
     "it, for attention attn_implementation='sdpa' or 'eager'; or use GaussNewtonBartlett."
 )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _rademacher(param: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,12 +6,15 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim import Estimate, local
+from ..optim import Coordinates, Estimate, local
+
+NO_COORDINATES: Mapping[Tensor, Coordinates] = MappingProxyType({})
 
 
 class ArrivedTwice(Exception):
@@ -24,12 +27,25 @@ class DiagonalSum:
     Replicated parameters (one process, DDP): every rank sums its own units; the sums are added over ranks once.
     Sharded parameters (FSDP2): a backward pass already adds the ranks' gradients, so one unit spans all ranks, the
     sums live on the shards and only N is added over ranks.
+
+    Args:
+        params: what the diagonal is for.
+        model: the module they belong to.
+        group: the ranks.
+        coordinates: parameters whose gradients are squared in another basis.
     """
 
-    def __init__(self, params: Sequence[Tensor], model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        model: nn.Module,
+        group: dist.ProcessGroup | None,
+        coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES,
+    ) -> None:
         self.sharded = is_sharded(model)
+        self.coordinates = coordinates
         self._group = group
-        self._predictions = 0
+        self._predictions = self._batch_predictions = 0
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
         for param in params:
             by_device[param.device].append(param)
@@ -60,6 +76,15 @@ class DiagonalSum:
         """Add to N."""
         self._predictions += predictions
 
+    @property
+    def predictions(self) -> int:
+        """N on this rank."""
+        return self._predictions
+
+    def count_batch(self, predictions: int) -> None:
+        """Add to the predictions of this rank's training batch."""
+        self._batch_predictions += predictions
+
     def gradients_are_finite(self) -> bool:
         """Whether every parameter's `.grad` is finite, on all ranks where a unit spans them."""
         grads = [local(p.grad) for p in self._sums if p.grad is not None]
@@ -69,6 +94,12 @@ class DiagonalSum:
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=self._group)
             return bool(agreed)
         return finite
+
+    def clear(self) -> None:
+        """Begin anew; `.grad` stays."""
+        self._predictions = self._batch_predictions = 0
+        for flat in self._flat:
+            flat.zero_()
 
     def discard_gradients(self) -> None:
         """Clear every parameter's `.grad`."""
@@ -84,9 +115,12 @@ class DiagonalSum:
 
     def _add_square(self, param: Tensor, factor: float) -> None:
         total = self._sums[param]
-        gradient = local(param.grad).to(total.dtype)
+        gradient = local(param.grad).to(torch.promote_types(param.dtype, torch.float32))
         if factor != 1:
             gradient = gradient * factor
+        if param in self.coordinates:
+            gradient = self.coordinates[param].into(gradient)
+        gradient = gradient.to(total.dtype)
         total.addcmul_(gradient, gradient)
         param.grad = None
 
@@ -129,7 +163,8 @@ class DiagonalSum:
         """
         finite = all(bool(x.isfinite()) for f in self._flat if f.numel() for x in f.aminmax())
         device = self._flat[0].device if self._flat else torch.device("cpu")
-        agreed = verdict(self._predictions, finite, captured, nothing_seen, device, self._group)
+        counts = (self._predictions, self._batch_predictions)
+        agreed = verdict(counts, finite, captured, nothing_seen, device, self._group)
         if agreed.dropped is not None:
             return agreed
         for flat in self._flat:
@@ -140,7 +175,7 @@ class DiagonalSum:
 
 
 def verdict(
-    predictions: int,
+    counts: tuple[int, int],
     finite: bool,
     captured: bool,
     nothing_seen: str,
@@ -150,17 +185,18 @@ def verdict(
     """What the ranks say together: an estimate that only lacks its diagonal, or the reason why it gets none.
 
     Args:
-        predictions: this rank's count.
+        counts: this rank's predictions in its units, and in its training batch.
         finite: whether this rank's sum is.
         captured: whether this rank had remembered a micro-batch.
         nothing_seen: the reason to give when no rank had.
         device: where the ranks' messages lie.
         group: the ranks.
     """
+    predictions, in_batch = counts
     if is_distributed(group):
-        agreed = torch.tensor([predictions, not finite, captured], dtype=torch.float64, device=device)
+        agreed = torch.tensor([*counts, not finite, captured], dtype=torch.float64, device=device)
         dist.all_reduce(agreed, group=group)
-        predictions, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
+        predictions, in_batch, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
         finite, captured = bad_ranks == 0, captured_ranks > 0
     if not captured:
         return Estimate(None, dropped=nothing_seen, captured=False)
@@ -168,7 +204,7 @@ def verdict(
         return Estimate(None, predictions, dropped="its sum over the batch was not finite")
     if predictions == 0:
         return Estimate(None, dropped="every label of the batch is masked")
-    return Estimate(None, predictions)
+    return Estimate(None, predictions, batch_predictions=in_batch)
 
 
 def is_sharded(model: nn.Module) -> bool:

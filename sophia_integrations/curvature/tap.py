@@ -56,7 +56,7 @@ class Tap:
             model.register_forward_pre_hook(_Hook(self, Tap.see), with_kwargs=True),
             model.register_forward_hook(_Hook(self, Tap.returned)),
         ):
-            weakref.finalize(self, handle.remove)
+            weakref.finalize(self, handle.remove).atexit = False
 
     def take(self) -> list[MicroBatch]:
         """Hand over what was remembered and forget it."""

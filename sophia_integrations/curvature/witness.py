@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-SAMPLED_ROWS, SAMPLED_ELEMENTS = 256, 1 << 22
+SAMPLED_ROWS, SAMPLED_ELEMENTS = 48, 1 << 20
 """Whole rows of logits kept until the backward pass: at most so many, and so many numbers."""
 
 SUM_TOLERANCE = 0.05

@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ..ranges import out_of_range
 
-NAMES = ("sophia", "sophia_g", "sophia_h")
-OPTIMIZER_KEYS = {"rho": float, "eps": float, "beta1": float, "beta2": float, "hessian_interval": int}
-ESTIMATOR_KEYS = {"hessian_fraction": float, "hessian_units": int, "hessian_seed": int, "hessian_probes": int}
-HUTCHINSON_ONLY = ("hessian_probes",)
+NAMES = ("sophia", "sophia_g", "sophia_h", "sophia_eigen")
 DEFAULTS = {"beta1": 0.965, "beta2": 0.99}
+"""β of `sophia`, `sophia_g` and `sophia_h`."""
+
+
+def _number_or_auto(value: Any) -> float | str:
+    return "auto" if value == "auto" else float(value)
+
+
+def _flag(value: Any) -> bool:
+    return value if isinstance(value, bool) else {"true": True, "false": False, "1": True, "0": False}[value.lower()]
+
+
+def _name_or_none(value: Any) -> str | None:
+    return None if value in (None, "none", "None") else str(value)
+
+
+_KINDS: dict[Callable[[Any], Any], str] = {
+    float: "a number",
+    int: "a whole number",
+    _number_or_auto: 'a number, or "auto"',
+    _flag: "true or false",
+    _name_or_none: "a name, or none",
+}
+
+OPTIMIZER_KEYS: dict[str, Callable[[Any], Any]] = {
+    "rho": _number_or_auto,
+    "eps": float,
+    "beta1": float,
+    "beta2": float,
+    "hessian_interval": int,
+    "nesterov": _flag,
+    "bias_correction": _flag,
+    "noise_floor": float,
+    "unclipped_start": float,
+    "unclipped_end": float,
+}
+EIGEN_KEYS: dict[str, Callable[[Any], Any]] = {
+    "basis": _name_or_none,
+    "basis_interval": int,
+    "basis_warmup": int,
+    "basis_beta": float,
+    "basis_max_dim": int,
+    "adamw_lr": float,
+}
+"""Of `sophia_eigen` alone; `adamw_lr` is the learning rate of embeddings, norms and biases."""
+ESTIMATOR_KEYS: dict[str, Callable[[Any], Any]] = {
+    "hessian_fraction": float,
+    "hessian_units": int,
+    "hessian_seed": int,
+    "hessian_probes": int,
+}
+HUTCHINSON_ONLY = ("hessian_probes",)
+WITHOUT_ADAM = ("sophia", "sophia_g", "sophia_h")
+"""The optimizers that update every parameter by Sophia's rule, so that arguments of AdamW have no effect."""
+ADAM_ARGUMENTS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "eps"}
+"""AdamW's own in `TrainingArguments`, and what Sophia calls them in `optim_args`."""
 
 _ELSEWHERE = {
     "lr": "TrainingArguments.learning_rate",
@@ -22,21 +74,21 @@ _ELSEWHERE = {
 }
 
 
-def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, float | int]:
+def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Read `rho=0.05,hessian_interval=10` into typed values.
 
     Args:
         optim_args: the string of `TrainingArguments`, or a mapping with the same keys.
 
     Returns:
-        The keys that were given, as float or int.
+        The keys that were given, as the types of the tables above.
 
     Raises:
         ValueError: an unknown key (the nearest one is named), a value of the wrong type or out of range, a malformed
             string.
     """
-    types = {**OPTIMIZER_KEYS, **ESTIMATOR_KEYS}
-    parsed: dict[str, float | int] = {}
+    types = {**OPTIMIZER_KEYS, **EIGEN_KEYS, **ESTIMATOR_KEYS}
+    parsed: dict[str, Any] = {}
     for key, value in _pairs(optim_args):
         if key not in types:
             raise ValueError(f"optim_args: {_unknown(key, list(types))}")
@@ -44,9 +96,8 @@ def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, fl
             raise ValueError(f"optim_args: {key} is given twice.")
         try:
             parsed[key] = types[key](value)
-        except (TypeError, ValueError):
-            kind = "a whole number" if types[key] is int else "a number"
-            raise ValueError(f"optim_args: {key} must be {kind}, got {value!r}.") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"optim_args: {key} must be {_KINDS[types[key]]}, got {value!r}.") from None
         problem = out_of_range(key, parsed[key])
         if problem:
             raise ValueError(f"optim_args: {problem}")
@@ -55,8 +106,19 @@ def parse_optim_args(optim_args: str | Mapping[str, Any] | None) -> dict[str, fl
 
 def refuse_foreign_arguments(optim: str, given: Collection[str]) -> None:
     """Raise ValueError for arguments that belong to another of our optimizers than `optim`."""
-    if optim != "sophia_h" and not set(HUTCHINSON_ONLY).isdisjoint(given):
-        raise ValueError(f"optim_args: {', '.join(HUTCHINSON_ONLY)} belongs to optim='sophia_h', not to {optim!r}.")
+    for owner, keys in (("sophia_h", HUTCHINSON_ONLY), ("sophia_eigen", tuple(EIGEN_KEYS))):
+        foreign = [key for key in keys if key in given]
+        if foreign and optim != owner:
+            verb = "belongs" if len(foreign) == 1 else "belong"
+            raise ValueError(f"optim_args: {', '.join(foreign)} {verb} to optim={owner!r}, not to {optim!r}.")
+
+
+def without_effect(optim: str, given: Collection[str]) -> dict[str, str]:
+    """What to say of each argument in `given` that only AdamW heeds, where `optim` would ignore it."""
+    if optim not in WITHOUT_ADAM:
+        return {}
+    ignored = [name for name in ADAM_ARGUMENTS if name in given]
+    return {n: f"has no effect with optim={optim!r}; use {ADAM_ARGUMENTS[n]}=… in optim_args" for n in ignored}
 
 
 def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
@@ -81,5 +143,5 @@ def _unknown(key: str, known: list[str]) -> str:
     if key in _ELSEWHERE:
         return f"{key!r} does not belong here; use {_ELSEWHERE[key]}."
     nearest = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown argument {key!r} of Sophia{hint} Known: {', '.join(known)}."
+    hint = f", did you mean {nearest[0]!r}?" if nearest else f". Known: {', '.join(known)}."
+    return f"unknown argument {key!r} of Sophia{hint}"

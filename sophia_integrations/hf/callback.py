@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerCallback
 
 from ..optim import LogFigures
+from ..optim.checks import warn_caller
 from .engine import find_sophia
 
 
@@ -16,7 +17,8 @@ class SophiaCallback(TrainerCallback):
 
     Registration adds it to every Trainer; without a Sophia optimizer it does nothing, and added a second time by
     hand it logs once. The time fraction is the share of wall-clock time since the last log that this process spent
-    in Hessian passes. Once an estimate has been dropped, `sophia/hessian_skipped` counts them.
+    in Hessian passes. Once an estimate has been dropped, `sophia/hessian_skipped` counts them. A training that ends
+    without any estimate because nothing makes one is warned about.
     """
 
     def __init__(self) -> None:
@@ -24,8 +26,24 @@ class SophiaCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         sophia = find_sophia(optimizer)
-        if sophia is not None:
-            self._figures.restart(sophia)
+        if sophia is None:
+            return
+        self._figures.restart(sophia)
+        if sophia.estimator is not None:
+            # A training that broke off, as at a batch size too large for the memory, left micro-batches behind.
+            sophia.estimator.arm(sophia.hessian_due)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        sophia = find_sophia(optimizer)
+        if sophia is None or sophia.estimator is not None:
+            return
+        group = sophia.param_groups[0]
+        if group["step"] and not group["hessian_updates"]:
+            warn_caller(
+                f"Sophia made {group['step']} steps without a single Hessian estimate: they were sign momentum under "
+                "another name. Train with optim='sophia', which brings its estimator, or give the optimizer one: "
+                "SophiaG(…, estimator=GaussNewtonBartlett(model))."
+            )
 
     def on_log(
         self,

@@ -9,8 +9,16 @@ from typing import Any
 from torch import nn
 
 from ..curvature import GaussNewtonBartlett, Hutchinson, UnitEstimator
-from ..optim import SophiaG, SophiaH
-from .arguments import DEFAULTS, ESTIMATOR_KEYS, NAMES, OPTIMIZER_KEYS, parse_optim_args, refuse_foreign_arguments
+from ..optim import EIGEN_DEFAULTS, UNCLIPPED, SophiaG, SophiaH, param_groups
+from .arguments import (
+    ADAM_ARGUMENTS,
+    DEFAULTS,
+    ESTIMATOR_KEYS,
+    NAMES,
+    parse_optim_args,
+    refuse_foreign_arguments,
+    without_effect,
+)
 from .loss_scale import divide_once, divided_by_accelerate
 from .parallelism import check_parallelism
 
@@ -26,25 +34,56 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
     """The class and keyword arguments for `Trainer.create_optimizer`, or None when `args.optim` is not ours.
 
     Raises:
-        ValueError: an unknown or malformed `optim_args`, no model, an old transformers, a trainer whose loss is not
-            a likelihood of labels, or a parallelism that hides the parameters.
+        ValueError: an unknown or malformed `optim_args`, one of AdamW's arguments that the optimizer would ignore, no
+            model, an old transformers, a trainer whose loss is not a likelihood of labels, or a parallelism that
+            hides the parameters.
     """
     name = getattr(args.optim, "value", args.optim)
     if name not in NAMES:
         return None
     _check_supported(args, model)
+    ignored = without_effect(name, _given_adam_arguments(args))
+    if ignored:
+        raise ValueError("; ".join(f"{argument} {sentence}" for argument, sentence in ignored.items()) + ".")
     given = parse_optim_args(args.optim_args)
     refuse_foreign_arguments(name, given)
-    options = {k: v for k, v in {**DEFAULTS, **given}.items() if k in OPTIMIZER_KEYS}
-    betas = (options.pop("beta1"), options.pop("beta2"))
     estimator_options = {k.removeprefix("hessian_"): v for k, v in given.items() if k in ESTIMATOR_KEYS}
     estimator_options.setdefault("seed", args.seed)
+    options = _optimizer_options({k: v for k, v in given.items() if k not in ESTIMATOR_KEYS}, name)
     optimizer: type[SophiaG] = SophiaG
     estimator: type[UnitEstimator] = GaussNewtonBartlett
     if name == "sophia_h":
         optimizer, estimator = SophiaH, Hutchinson
-    kwargs = {"lr": args.learning_rate, "betas": betas, **options}
-    return optimizer, {**kwargs, "estimator": estimator(model, **estimator_options)}
+    kwargs: dict[str, Any] = {"lr": args.learning_rate, "estimator": estimator(model, **estimator_options)}
+    if name != "sophia_eigen":
+        return optimizer, {**kwargs, **options}
+    adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if "adamw_lr" in options:
+        adamw["lr"] = options.pop("adamw_lr")
+    kwargs["hessian_interval"] = options.pop("hessian_interval", 10)
+    kwargs["params"] = param_groups(model, weight_decay=args.weight_decay, adamw=adamw, **options)
+    return optimizer, kwargs
+
+
+def _optimizer_options(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """The words of `optim_args` as those of `SophiaG`, over the defaults of `name`."""
+    eigen = name == "sophia_eigen"
+    options = {**(EIGEN_DEFAULTS if eigen else {}), **given}
+    betas = EIGEN_DEFAULTS["betas"] if eigen else tuple(DEFAULTS.values())
+    options["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))
+    shares = [options.pop(f"unclipped_{end}", None) for end in ("start", "end")]
+    if shares != [None, None]:
+        options["unclipped"] = tuple(
+            default if share is None else share
+            for share, default in zip(shares, options.get("unclipped", UNCLIPPED), strict=True)
+        )
+    return options
+
+
+def _given_adam_arguments(args: Any) -> list[str]:
+    """Those that are not as their class has them: `TrainingArguments` cannot tell a default from a value given."""
+    fields = getattr(args, "__dataclass_fields__", {})
+    return [name for name in ADAM_ARGUMENTS if name in fields and getattr(args, name) != fields[name].default]
 
 
 def _check_supported(args: Any, model: nn.Module | None) -> None:

@@ -87,9 +87,10 @@ class CausalLMReadout(HeadReadout):
 
     def labels(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         shifted = bound_arguments(model, batch).get("shift_labels")
-        if shifted is None:
-            shifted = F.pad(super().labels(model, batch), (0, 1), value=IGNORE_INDEX)[..., 1:]
-        return F.pad(shifted, (self.virtual_tokens, 0), value=IGNORE_INDEX)
+        if shifted is not None:
+            return F.pad(shifted, (self.virtual_tokens, 0), value=IGNORE_INDEX)
+        labels = F.pad(super().labels(model, batch), (self.virtual_tokens, 1), value=IGNORE_INDEX)
+        return labels[..., 1:]
 
 
 class Seq2SeqReadout(HeadReadout):

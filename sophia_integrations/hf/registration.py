@@ -20,7 +20,7 @@ def register() -> None:
         return
     _registered = True
     when_imported("transformers.training_args")(_add_names)
-    when_imported("transformers.modeling_utils")(_add_readouts)
+    when_imported("transformers.modeling_utils")(_add_models)
     when_imported("transformers.trainer")(_extend_trainer)
 
 
@@ -29,11 +29,14 @@ def _add_names(training_args: ModuleType) -> None:
         _add_enum_member(training_args.OptimizerNames, name)
 
 
-def _add_readouts(_: ModuleType) -> None:
+def _add_models(_: ModuleType) -> None:
     from ..curvature import register_readout
+    from ..optim import register_conventions
+    from .groups import conventions_of
     from .heads import resolve_readout
 
     register_readout(resolve_readout)
+    register_conventions(conventions_of)
 
 
 def _extend_trainer(trainer: ModuleType) -> None:

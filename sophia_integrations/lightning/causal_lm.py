@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..optim import SophiaG
+from ..optim import SophiaG, param_groups
 from .exact_resume import ExactResume
 
 
@@ -29,13 +29,15 @@ class CausalLM(LightningModule):
     Args:
         config: a transformers config with its `model_type`, for a model from scratch.
         pretrained: path or hub id of a model to go on from, instead of `config`.
-        optimizer: makes the optimizer from parameters.
+        optimizer: makes the optimizer from parameters, or from `groups`.
         warmup_steps: optimizer steps until the full learning rate.
         schedule: what follows: half a cosine to 0, a line to 0, or no change.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         peft: the words of `peft.LoraConfig`, such as `r` and `target_modules`; only the adapters are trained then.
         revision: branch, tag or commit of `pretrained` on the hub.
         trust_remote_code: let `pretrained` run the Python code that it brings along.
+        groups: the words of `sophia_integrations.param_groups`, such as `basis: eigen`: matrices follow Sophia and all
+            else AdamW. By default one rule trains everything.
 
     Raises:
         ValueError: not exactly one of `config` and `pretrained` is given, the config lacks `model_type`, `pretrained`
@@ -59,6 +61,7 @@ class CausalLM(LightningModule):
         peft: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        groups: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if (config is None) == (pretrained is None):
@@ -68,7 +71,7 @@ class CausalLM(LightningModule):
         if schedule not in _SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}.")
         self.save_hyperparameters(ignore=["optimizer"])
-        self._make_optimizer = optimizer
+        self._make_optimizer, self.groups = optimizer, groups
         self.warmup_steps, self.schedule = warmup_steps, schedule
         if peft is not None:
             _require_known(peft)
@@ -113,7 +116,11 @@ class CausalLM(LightningModule):
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["input_ids"]))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.finish_optimizer(self._make_optimizer(p for p in self.parameters() if p.requires_grad))
+        if self.groups is not None:
+            trained: Iterable = param_groups(self.model, **self.groups)
+        else:
+            trained = (p for p in self.parameters() if p.requires_grad)
+        return self.finish_optimizer(self._make_optimizer(trained))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self.strict_loading:

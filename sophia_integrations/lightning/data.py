@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ..text.bad_rows import require_action
 from ..text.prepare import Prepared, prepare
 from ..text.source import load_source
 from ..text.tokenizer import load_tokenizer, train_tokenizer
@@ -41,7 +42,7 @@ class TextDataModule(LightningDataModule):
     exact. The same settings give the same rows as in a recipe for the Hugging Face Trainer.
 
     Args:
-        files: glob patterns of text files (one document each), jsonl, json, csv or parquet (one row each); `**`
+        files: glob patterns of text files (one document each), jsonl, json, csv, parquet or arrow (one row each); `**`
             crosses folders.
         tokenizer: path or hub id of a transformers tokenizer; by default a byte-level BPE is trained on the text.
         vocab_size: of the tokenizer that is trained.
@@ -57,6 +58,7 @@ class TextDataModule(LightningDataModule):
         columns: the column of each part (text, prompt, completion, messages) that has another name.
         packing: put several prompt-completion or chat examples into one row, without a view of each other.
         min_frequency: how often a pair of tokens must occur for the trained tokenizer to join it.
+        bad_rows: refuse data with bad rows, or leave them out and count them.
 
     Attributes:
         prepared: both splits as rows, their counts and their digest, once they are prepared.
@@ -84,12 +86,14 @@ class TextDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
         packing: bool | None = None,
         min_frequency: int = 2,
+        bad_rows: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction!r}.")
         if min(block_size, batch_size) < 1:
             raise ValueError("block_size and batch_size must be at least 1.")
+        require_action(bad_rows)
         if files is not None and hub is not None:
             raise ValueError("TextDataModule reads files or hub: give one of them.")
         if hub is not None and "path" not in hub:
@@ -102,6 +106,7 @@ class TextDataModule(LightningDataModule):
             "validation_fraction": validation_fraction,
             "format": format,
             "columns": columns,
+            "bad_rows": bad_rows,
         }
         self.tokenizer, self.vocab_size, self.min_frequency = tokenizer, vocab_size, min_frequency
         self.task, self.block_size, self.packing = task, block_size, packing

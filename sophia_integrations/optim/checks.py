@@ -11,8 +11,30 @@ import torch
 from torch import Tensor
 
 from ..ranges import require_in_range
+from .basis import layout_of
+from .state import Groups
 
-_FIXED_IN_A_RUN = ("betas", "rho", "eps", "weight_decay", "hessian_interval", "maximize")
+_FIXED_IN_A_RUN = (
+    "betas",
+    "rho",
+    "eps",
+    "weight_decay",
+    "hessian_interval",
+    "maximize",
+    "nesterov",
+    "bias_correction",
+    "noise_floor",
+    "unclipped",
+    "basis_interval",
+    "basis_warmup",
+    "basis_beta",
+)
+_SHAPES_THE_STATE = ("update", "basis", "basis_max_dim", "basis_flatten")
+_CYCLES_MOMENTUM = ("max_momentum", "base_momentum")
+"""What OneCycleLR leaves in a group whose betas it sets at every step."""
+_WARN_AFTER, _RAISE_AFTER = 2, 5
+"""Intervals without an estimate until a sentence, and until an error."""
+
 _NUMBERS = ("lr", "rho", "eps", "weight_decay")
 _INTERNAL = ("torch", __name__.partition(".")[0])
 
@@ -27,6 +49,23 @@ def check_hyperparameters(options: dict[str, Any]) -> None:
         require_in_range(**{name: value})
 
 
+def check_group(group: dict[str, Any], interval: int) -> None:
+    """Raise ValueError for a parameter group that cannot be trained beside others with this `hessian_interval`."""
+    check_hyperparameters(group)
+    for param in group["params"]:
+        check_parameter(param)
+    if group["hessian_interval"] != interval:
+        raise ValueError("hessian_interval must be one value for all groups: there is one Hessian pass.")
+    if group["update"] == "sophia" and group["basis"] is not None:
+        options = group["basis_max_dim"], group["basis_flatten"]
+        if not any(layout_of(param.shape, *options) for param in group["params"]):
+            raise ValueError(
+                f"basis={group['basis']!r} rotates matrices, and this parameter group has none"
+                f"{' that basis_max_dim=' + str(options[0]) + ' lets it cut' if options[0] else ''}: leave basis out "
+                "there, or give the group update='adamw'."
+            )
+
+
 def check_parameter(param: Tensor) -> None:
     """Raise ValueError for a parameter that Sophia cannot train."""
     if param.layout != torch.strided:
@@ -37,30 +76,52 @@ def check_parameter(param: Tensor) -> None:
         raise ValueError(f"Sophia trains floating-point parameters only, got dtype {param.dtype}.")
 
 
-def check_loadable(state_dict: dict[str, Any], params: Sequence[Tensor]) -> None:
-    """Raise ValueError when the checkpoint was written by another optimizer or for other parameters."""
-    states = state_dict["state"].values()
-    if any("exp_avg_sq" in s and "hessian" not in s for s in states):
-        raise ValueError(
-            "this checkpoint was written by Adam or AdamW (it has exp_avg_sq and no hessian): Sophia cannot resume "
-            "it. Load the weights only and start with a new optimizer state."
-        )
-    if any("hessian" in s for s in states) and any("capturable" in g for g in state_dict["param_groups"]):
+def check_loadable(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError when the checkpoint was written by another optimizer, in another basis or for another model."""
+    states, saved_groups = state_dict["state"], state_dict["param_groups"]
+    if any("capturable" in g for g in saved_groups) and any("hessian" in s for s in states.values()):
         raise ValueError(
             "this checkpoint was written by the official SophiaG, whose hessian lacks the number of predictions: "
             "multiply every 'hessian' by the bs of its step(), delete 'step' from every state and 'capturable' "
             "from every group, then load it."
         )
-    if any(s and "hessian" not in s for s in states):
-        raise ValueError("this checkpoint has optimizer state without 'hessian': it is not one of Sophia.")
-    saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-    for i, param in zip(saved_ids, params, strict=False):
-        for key, value in state_dict["state"].get(i, {}).items():
-            if isinstance(value, Tensor) and value.shape != param.shape:
+    for saved, group in zip(saved_groups, groups, strict=False):
+        saved_sophia = [states[i] for i in saved["params"] if states.get(i)]
+        if saved.get("update", "sophia") == "sophia":
+            _check_written_by_sophia(saved_sophia)
+        for name in _SHAPES_THE_STATE:
+            if saved_sophia and saved.get(name, _OF_OLD[name]) != group[name]:
                 raise ValueError(
-                    f"the checkpoint's {key} of parameter {i} has shape {tuple(value.shape)}, the parameter "
-                    f"{tuple(param.shape)}: it belongs to another model."
+                    f"the checkpoint was written with {name}={saved.get(name, _OF_OLD[name])!r}, and this optimizer "
+                    f"has {name}={group[name]!r}, with another state: build it as it was, or load the weights only."
                 )
+        for i, param in zip(saved["params"], group["params"], strict=False):
+            _check_shapes(i, states.get(i, {}), param, group)
+
+
+_OF_OLD = {"update": "sophia", "basis": None, "basis_max_dim": None, "basis_flatten": False}
+"""What groups saved by an older version mean."""
+
+
+def _check_written_by_sophia(states: Sequence[dict[str, Any]]) -> None:
+    if any("exp_avg_sq" in s and "hessian" not in s for s in states):
+        raise ValueError(
+            "this checkpoint was written by Adam or AdamW (it has exp_avg_sq and no hessian): Sophia cannot resume "
+            "it. Load the weights only and start with a new optimizer state."
+        )
+    if any("hessian" not in s for s in states):
+        raise ValueError("this checkpoint has optimizer state without 'hessian': it is not one of Sophia.")
+
+
+def _check_shapes(index: int, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> None:
+    layout = layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"]) if group["basis"] else None
+    expected = {**(layout.shapes() if layout else {}), "step": ()}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and tuple(value.shape) != tuple(expected.get(key, param.shape)):
+            raise ValueError(
+                f"the checkpoint's {key} of parameter {index} has shape {tuple(value.shape)}, the parameter "
+                f"{tuple(param.shape)}: it belongs to another model."
+            )
 
 
 def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
@@ -68,13 +129,49 @@ def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict
     changed = {}
     for now, then in zip(current, saved, strict=False):
         for name in _FIXED_IN_A_RUN:
-            if name in then and _plain(then[name]) != _plain(now[name]):
+            cycled = name == "betas" and any(key in then for key in _CYCLES_MOMENTUM)
+            if name in then and not cycled and _plain(then[name]) != _plain(now[name]):
                 changed[name] = f"{name}={then[name]} (you asked for {now[name]})"
     if changed:
         warn_caller(
             f"the checkpoint's values replace the ones given: {'; '.join(changed.values())}. To change them in a "
             "resumed run, set optimizer.param_groups after loading."
         )
+
+
+def refuse_sparse_gradients(groups: Groups) -> None:
+    """Raise RuntimeError for a gradient that no rule can take, before anything has moved."""
+    for group in groups:
+        if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+            rule = "Sophia does" if group["update"] == "sophia" else "AdamW groups do"
+            raise RuntimeError(
+                f"{rule} not support sparse gradients; use sparse=False in the embedding layer, or give it an "
+                "optimizer of its own such as torch.optim.SparseAdam."
+            )
+
+
+def refuse_stale_curvature(group: dict[str, Any], last_drop: str, has_estimator: bool) -> None:
+    """No estimate at all is sign momentum, and no more of them is the curvature of another model.
+
+    Raises:
+        RuntimeError: no estimate within an interval, or none within `_RAISE_AFTER` of them since the last.
+    """
+    age, interval = group["step"] - group["hessian_step"], group["hessian_interval"]
+    if group["hessian_updates"] == 0 and group["step"] >= interval:
+        raise RuntimeError(
+            f"Sophia has made {group['step']} steps without a single Hessian estimate, so it would be sign "
+            f"momentum under another name. Cause: {last_drop}."
+        )
+    if not group["hessian_updates"] or age < _WARN_AFTER * interval:
+        return
+    stale = f"Sophia's last Hessian estimate is {age} steps old, and one is due every {interval}"
+    remedy = f"Cause: {last_drop}."
+    if not has_estimator:
+        remedy = "Set optimizer.estimator = GaussNewtonBartlett(model), or call update_hessian()."
+    if age >= _RAISE_AFTER * interval:
+        raise RuntimeError(f"{stale}: it would train on with the curvature of another model. {remedy}")
+    if not has_estimator and age == _WARN_AFTER * interval:
+        warn_caller(f"{stale}; at {_RAISE_AFTER * interval} steps it stops. {remedy}")
 
 
 def warn_caller(message: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ class Estimate:
     Attributes:
         diagonal: ĥ for each parameter, float32, in loss / θ². None when the estimate was dropped.
         num_predictions: N, the predictions counted over all units and ranks.
+        batch_predictions: predictions of the whole step's training batch over all ranks; 0 where they are not known.
         dropped: why the estimate was dropped, as half a sentence; None when it is good.
         captured: whether any rank had remembered a micro-batch.
     """
@@ -24,6 +26,17 @@ class Estimate:
     num_predictions: int = 0
     dropped: str | None = None
     captured: bool = True
+    batch_predictions: int = 0
+
+
+class Coordinates(Protocol):
+    """An orthonormal basis for the values of one parameter."""
+
+    def into(self, x: torch.Tensor) -> torch.Tensor:
+        """The coordinates of `x` in the basis, in the shape of `x`."""
+
+    def out_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The value that has the coordinates `x`."""
 
 
 class HessianEstimator(Protocol):
@@ -32,5 +45,14 @@ class HessianEstimator(Protocol):
     def arm(self, due: bool) -> None:
         """Called after every step: whether the next step will ask for an estimate."""
 
-    def estimate(self, params: Sequence[torch.Tensor], step: int) -> Estimate:
-        """ĥ for `params` at optimizer step `step`, the same on every data-parallel rank."""
+    def estimate(
+        self,
+        params: Sequence[torch.Tensor],
+        step: int,
+        coordinates: Mapping[torch.Tensor, Coordinates] = MappingProxyType({}),
+    ) -> Estimate:
+        """ĥ for `params` at optimizer step `step`, the same on every data-parallel rank.
+
+        Args:
+            coordinates: parameters whose diagonal is wanted in another basis; not given where there are none.
+        """

@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from .adamw import adamw_update
+from .basis import basis_layout, known_bases, turn_bases
+from .checkpoint import exactly_loaded
 from .checks import (
+    check_group,
     check_hyperparameters,
-    check_loadable,
-    check_parameter,
+    refuse_sparse_gradients,
+    refuse_stale_curvature,
     warn_caller,
-    warn_changed_hyperparameters,
 )
 from .estimator import Estimate, HessianEstimator
-from .functional import sophia_update
-from .sharding import local
-from .statistics import curvature_statistics, total
-
-_COUNTERS = ("step", "hessian_updates", "hessian_skipped", "hessian_step")
+from .functional import Rule, note_shares, update_group
+from .groups import completed
+from .nonfinite import NonFiniteGradients
+from .sharding import SumOverShards, equal_on_all_ranks, local
+from .state import COUNTERS, no_autocast, note, sophia_members, state_dtype, state_of
+from .statistics import curvature_statistics
+from .trust import UNCLIPPED, deciles_of, measured_ratios, set_rho
 
 
 class SophiaG(Optimizer):
@@ -39,20 +44,38 @@ class SophiaG(Optimizer):
     State per parameter: `exp_avg` (m) and `hessian` (h), float32 also for bf16 and fp16 parameters. The number
     of predictions is part of ĥ, so ρ keeps its meaning for every batch size and world size.
 
+    With `basis="eigen"` the clip is taken in the eigenbasis of the matrix (`optim.basis`), h is the diagonal there, and
+    the state has factors and eigenvectors besides::
+
+        θ ← θ − lr · Q_L clip(Q_Lᵀ m Q_R / max(ρ h, c √(h/N), ε), −1, 1) Q_Rᵀ
+
+    A group with `update="adamw"` is updated by torch's AdamW; `param_groups(model)` makes both kinds.
+
     Args:
         params: parameters, named parameters or groups of them; every hyperparameter may differ by group,
             except `hessian_interval`.
-        lr: learning rate per step, a float or a 0-dim tensor; the largest change of a coordinate in one step.
+        lr: learning rate per step, a float or a 0-dim tensor: the largest change of a coordinate.
         betas: β₁ of the momentum, β₂ of the Hessian average.
-        rho: ρ. Larger clips less; tune it until `stats()["win_rate"]` is 0.1 to 0.5.
+        rho: ρ. Larger clips less. "auto" sets it after each estimate so that the share of `unclipped` is left alone.
         eps: floor of ρ·h. Coordinates with almost no curvature move by at most lr · |m| / eps.
         weight_decay: λ, decoupled.
         hessian_interval: k, steps between two estimates.
         estimator: supplies ĥ, for example `GaussNewtonBartlett(model)`. Without one, call `update_hessian`.
-        maximize: ascend instead of descend.
+        maximize: ascend.
+        nesterov: follow β₁ m + (1 − β₁) g instead of m.
+        bias_correction: divide m by 1 − β₁ᵗ, and h by 1 − β₂ⁿ after n estimates.
+        noise_floor: c, for a denominator of at least c √(h/N): h/N is the variance of a gradient of N predictions.
+        unclipped: for rho="auto", the share of coordinates to leave alone at the peak of the learning rate, and at 0.
+        basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices.
+        basis_interval: steps between two refreshes of the eigenvectors, after `basis_warmup` steps with one each.
+        basis_beta: decay of the factors.
+        basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
+            default the shorter side of the matrix, at least 128.
+        basis_flatten: take tensors of three dimensions for convolutions, [rows, rest], not for batches of matrices.
 
     Raises:
-        ValueError: a hyperparameter out of range, or a sparse, complex or integer parameter.
+        ValueError: a hyperparameter out of range; a sparse, complex or integer parameter; basis="eigen" without a
+            matrix.
 
     Example:
         >>> import torch
@@ -71,15 +94,26 @@ class SophiaG(Optimizer):
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.965, 0.99),
-        rho: float = 0.05,
+        rho: float | str = 0.05,
         eps: float = 1e-12,
         weight_decay: float = 0.1,
         *,
         hessian_interval: int = 10,
         estimator: HessianEstimator | None = None,
         maximize: bool = False,
+        nesterov: bool = False,
+        bias_correction: bool = False,
+        noise_floor: float = 0.0,
+        unclipped: tuple[float, float] = UNCLIPPED,
+        basis: str | None = None,
+        basis_interval: int = 10,
+        basis_warmup: int = 100,
+        basis_beta: float = 0.95,
+        basis_max_dim: int | None = None,
+        basis_flatten: bool = False,
     ) -> None:
         defaults = dict(
+            update="sophia",
             lr=lr,
             betas=betas,
             rho=rho,
@@ -87,7 +121,17 @@ class SophiaG(Optimizer):
             weight_decay=weight_decay,
             hessian_interval=hessian_interval,
             maximize=maximize,
-            **dict.fromkeys(_COUNTERS, 0),
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            noise_floor=noise_floor,
+            unclipped=unclipped,
+            basis=basis,
+            basis_interval=basis_interval,
+            basis_warmup=basis_warmup,
+            basis_beta=basis_beta,
+            basis_max_dim=basis_max_dim,
+            basis_flatten=basis_flatten,
+            **COUNTERS,
         )
         check_hyperparameters(defaults)
         self._set_session(estimator)
@@ -95,20 +139,24 @@ class SophiaG(Optimizer):
         self._arm()
 
     def _set_session(self, estimator: HessianEstimator | None) -> None:
-        """What lives for this process only: all that training needs to go on is in the state dict."""
+        """What lives for this process only; the rest is in the state dict."""
         self._estimator = estimator
         self.hessian_seconds = 0.0
-        self._bad_coordinates: dict[torch.device, Tensor] = {}
-        self._warned_bad = False
+        self._nonfinite = NonFiniteGradients()
         self._last_drop = "no estimator was given and update_hessian() was never called"
+        self._ratios: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_estimator": self._estimator}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if not hasattr(self, "hessian_seconds"):
-            self._set_session(None)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        if not hasattr(self, "hessian_seconds"):
+            self._set_session(state.get("_estimator"))
+            self._arm()
 
     @property
     def estimator(self) -> HessianEstimator | None:
@@ -127,20 +175,18 @@ class SophiaG(Optimizer):
         return group["step"] % group["hessian_interval"] == 0 or group["hessian_updates"] == 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use."""
-        super().add_param_group(param_group)
+        """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use.
+
+        A group with `lr_scale` and no `lr` gets that multiple of the optimizer's.
+        """
+        super().add_param_group(completed(param_group, self.defaults["lr"]))
         group, first = self.param_groups[-1], self.param_groups[0]
         try:
-            check_hyperparameters(group)
-            for param in group["params"]:
-                check_parameter(param)
-            if group["hessian_interval"] != first["hessian_interval"]:
-                raise ValueError("hessian_interval must be one value for all groups: there is one Hessian pass.")
+            check_group(group, first["hessian_interval"])
         except ValueError:
             self.param_groups.pop()
             raise
-        for key in _COUNTERS:
-            group[key] = first[key]
+        group.update({key: first[key] for key in COUNTERS})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -153,23 +199,37 @@ class SophiaG(Optimizer):
             The closure's value, or None.
 
         Raises:
-            RuntimeError: `hessian_interval` steps have passed without any estimate; a gradient is sparse.
+            RuntimeError: `hessian_interval` steps without any estimate, or 5 times as many without another one; a
+                gradient is sparse.
         """
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
+        with torch.enable_grad():
+            value = closure() if closure is not None else None
+        with no_autocast(self.param_groups):
+            self._advance()
+        return value
+
+    def _advance(self) -> None:
+        groups, first, states = self.param_groups, self.param_groups[0], self.state
+        refuse_sparse_gradients(groups)
+        turn_bases(groups, states, self._agree)
         if self._estimator is not None and self.hessian_due:
             self._refresh()
-        self._refuse_signum()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group)
-        self._count("step")
-        self._warn_bad_coordinates()
+        refuse_stale_curvature(first, self._last_drop, self._estimator is not None)
+        measured = first["step"] % first["hessian_interval"] == 0 or first["hessian_step"] == first["step"]
+        if measured:
+            self._ratios = measured_ratios(groups, states, known_bases(groups, states))
+            if self._ratios is not None:
+                set_rho(groups, self._ratios)
+        counts = SumOverShards() if measured else None
+        for group in groups:
+            adamws = group["update"] == "adamw"
+            for bad in adamw_update(group, states) if adamws else update_group(group, states, counts):
+                self._nonfinite.add(bad)
+        if counts is not None:
+            note_shares(groups, counts)
+        note(groups, step=first["step"] + 1)
+        self._nonfinite.warn(first["step"], wait=first["step"] % first["hessian_interval"] == 1)
         self._arm()
-        return value
 
     @torch.no_grad()
     def update_hessian(self, num_predictions: float) -> None:
@@ -186,10 +246,16 @@ class SophiaG(Optimizer):
         """
         if not (math.isfinite(num_predictions) and num_predictions > 0):
             raise ValueError(f"num_predictions must be a positive number, got {num_predictions}.")
-        with_grad = [p for p in self._trainable() if p.grad is not None]
-        diagonal = {p: p.grad.to(_state_dtype(p)).square().mul_(num_predictions) for p in with_grad}
+        bases = known_bases(self.param_groups, self.state)
+        diagonal = {}
+        with no_autocast(self.param_groups):
+            for p in (p for p in self._trainable() if p.grad is not None):
+                grad = p.grad.to(state_dtype(p))
+                diagonal[p] = (bases[p].into(grad) if p in bases else grad).square().mul_(num_predictions)
         if not diagonal:
             self._fold(Estimate(None, dropped="no parameter has a gradient"))
+        elif not bases and any(basis_layout(p, group) for p, group in sophia_members(self.param_groups)):
+            self._fold(Estimate(None, dropped="the eigenbasis is known after the first step(): call it after that"))
         elif not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
             self._fold(Estimate(None, dropped="it was not finite"))
         else:
@@ -202,9 +268,13 @@ class SophiaG(Optimizer):
         With sharded parameters every rank must call it, as they add up their shards.
 
         Returns:
-            `win_rate`: share of coordinates that are not clipped, |m| < ρh; healthy is 0.1 to 0.5.
-            `hessian_norm`, `hessian_zero_fraction`, `hessian_quantiles`: the size of h, in loss / θ²
-                (`optim.statistics.QUANTILES`).
+            `win_rate`: share of Sophia's coordinates that the clip left alone at the last refresh,
+                |m| < max(ρh, c √(h/N), ε).
+            `curvature_share`: share of those whose denominator was ρh.
+            `rho`: ρ of the first Sophia group, as given or as rho="auto" has set it.
+            `hessian_norm`, `hessian_zero_fraction`, `hessian_quantiles`: of h, in loss / θ² (`optim.statistics`).
+            `ratio_quantiles`: of |m|/h at the last refresh in this process, the values of ρ that would leave 10, 20, …,
+                90 % alone; None before it.
             `hessian_age`: steps since the last estimate; None before the first.
             `hessian_updates`, `hessian_skipped`: estimates made and dropped since the run began.
             `hessian_seconds`: time spent in Hessian passes by this process.
@@ -212,126 +282,69 @@ class SophiaG(Optimizer):
         """
         group = self.param_groups[0]
         return {
-            **curvature_statistics(self.param_groups, self.state),
+            "win_rate": group["win_rate"],
+            "curvature_share": group["curvature_share"],
+            "rho": next((Rule.of(g).rho for _, g in sophia_members(self.param_groups)), 0.0),
+            **curvature_statistics([p for p, _ in sophia_members(self.param_groups)], self.state),
+            "ratio_quantiles": deciles_of(self._ratios),
             "hessian_age": group["step"] - 1 - group["hessian_step"] if group["hessian_updates"] else None,
             "hessian_updates": group["hessian_updates"],
             "hessian_skipped": group["hessian_skipped"],
             "hessian_seconds": self.hessian_seconds,
-            "nonfinite_gradients": total(list(self._bad_coordinates.values())),
+            "nonfinite_gradients": self._nonfinite.total(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, keeping m and h in float32 whatever the parameters' dtype.
 
-        Groups saved by an older version get today's defaults for what they lack. Saved hyperparameters replace
-        the ones given to the constructor, as in every torch optimizer; a difference is warned about.
+        Groups of an older version get today's defaults for what they lack. Saved hyperparameters replace those of the
+        constructor, and a difference is warned about. Pre-hooks see the checkpoint first, and may convert it.
 
         Raises:
-            ValueError: the checkpoint belongs to another optimizer, or its groups do not match.
+            ValueError: the checkpoint belongs to another optimizer or another basis, or its groups do not match.
         """
-        check_loadable(state_dict, self._all_params())
-        warn_changed_hyperparameters(self.param_groups, state_dict["param_groups"])
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, param in zip(saved_ids, self._all_params(), strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    restored = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
-                    self.state[param][key] = restored.copy_(value)
+        with exactly_loaded(self):
+            super().load_state_dict(state_dict)
         self._arm()
+
+    def _agree(self, tensor: Tensor) -> None:
+        equal_on_all_ranks(tensor, getattr(self._estimator, "process_group", None))
 
     def _refresh(self) -> None:
         started = self._clock()
-        self._fold(self._estimator.estimate(self._trainable(), self.param_groups[0]["step"]))
+        bases = known_bases(self.param_groups, self.state)
+        coordinates = {"coordinates": bases} if bases else {}
+        self._fold(self._estimator.estimate(self._trainable(), self.param_groups[0]["step"], **coordinates))
         self.hessian_seconds += self._clock() - started
 
     def _fold(self, estimate: Estimate) -> None:
-        if not estimate.captured and not any(group["lr"] for group in self.param_groups):
+        groups, first = self.param_groups, self.param_groups[0]
+        if not estimate.captured and not any(group["lr"] for group in groups):
             return  # torch.distributed.checkpoint makes a step with lr 0 and no batch, only to create the state
         if estimate.diagonal is None:
-            self._count("hessian_skipped")
+            note(groups, hessian_skipped=first["hessian_skipped"] + 1)
             self._last_drop = estimate.dropped or "the estimate was dropped"
-            step = self.param_groups[0]["step"]
-            if step % self.param_groups[0]["hessian_interval"] == 0:
-                warn_caller(f"Sophia made no Hessian estimate at step {step}: {self._last_drop}.")
+            if first["step"] % first["hessian_interval"] == 0:
+                warn_caller(f"Sophia made no Hessian estimate at step {first['step']}: {self._last_drop}.")
             return
-        for group in self.param_groups:
-            beta2 = group["betas"][1]
-            for param in group["params"]:
-                if param in estimate.diagonal:
-                    h = self._state_of(param)["hessian"]
-                    local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
-        for group in self.param_groups:
-            group["hessian_step"] = group["step"]
-        self._count("hessian_updates")
+        bases = known_bases(groups, self.state)
+        for param, group in sophia_members(groups):
+            if param in estimate.diagonal and (param in bases or basis_layout(param, group) is None):
+                h, beta2 = state_of(self.state, param)["hessian"], group["betas"][1]
+                local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
+        predictions = estimate.batch_predictions or estimate.num_predictions
+        note(groups, hessian_step=first["step"], batch_predictions=predictions)
+        note(groups, hessian_updates=first["hessian_updates"] + 1)
 
-    def _refuse_signum(self) -> None:
-        group = self.param_groups[0]
-        if group["hessian_updates"] == 0 and group["step"] >= group["hessian_interval"]:
-            raise RuntimeError(
-                f"Sophia has made {group['step']} steps without a single Hessian estimate, so it would be sign "
-                f"momentum under another name. Cause: {self._last_drop}."
-            )
-
-    def _update(self, param: Tensor, group: dict[str, Any]) -> None:
-        if param.grad.layout != torch.strided:
-            raise RuntimeError("Sophia does not support sparse gradients; use sparse=False in the embedding layer.")
-        state = self._state_of(param)
-        bad = sophia_update(
-            local(param),
-            local(param.grad),
-            local(state["exp_avg"]),
-            local(state["hessian"]),
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            rho=group["rho"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
-        )
-        earlier = self._bad_coordinates.get(param.device)
-        self._bad_coordinates[param.device] = bad if earlier is None else earlier.add_(bad)
-
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        for key in ("exp_avg", "hessian"):
-            if key not in state:
-                state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
-        return state
-
-    def _count(self, counter: str) -> None:
-        value = self.param_groups[0][counter] + 1
-        for group in self.param_groups:
-            group[counter] = value
+    def _trainable(self) -> list[Tensor]:
+        """What h is estimated for."""
+        return [p for p, _ in sophia_members(self.param_groups) if p.requires_grad]
 
     def _arm(self) -> None:
         if self._estimator is not None:
             self._estimator.arm(self.hessian_due)
 
-    def _warn_bad_coordinates(self) -> None:
-        """One warning a process; reading the count waits for the device, so elsewhere only at a refresh."""
-        at_refresh = self.param_groups[0]["step"] % self.param_groups[0]["hessian_interval"] == 1
-        for device, count in self._bad_coordinates.items():
-            if not self._warned_bad and (device.type == "cpu" or at_refresh) and count > 0:
-                self._warned_bad = True
-                warn_caller(
-                    f"{int(count)} gradient coordinates were not finite by step {self.param_groups[0]['step']}; "
-                    "Sophia left those parameters as they were. stats()['nonfinite_gradients'] keeps count."
-                )
-
     def _clock(self) -> float:
-        for param in self._all_params():
-            if param.device.type == "cuda":
-                torch.cuda.synchronize(param.device)
-            break
+        if (device := self.param_groups[0]["params"][0].device).type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()
-
-    def _all_params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def _trainable(self) -> list[Tensor]:
-        return [p for p in self._all_params() if p.requires_grad]
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)

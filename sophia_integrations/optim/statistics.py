@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .functional import CPU_CHUNK, DEVICE_CHUNK, memory_order
 from .sharding import local, sum_over_shards
 
 if TYPE_CHECKING:
@@ -21,36 +20,26 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _SAMPLE = 65_536
 
 
-def curvature_statistics(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `SophiaG.stats()` says about m and h; with sharded parameters every rank must call it.
+def curvature_statistics(params: Iterable[Tensor], state: Mapping[Tensor, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `SophiaG.stats()` says about h; with sharded parameters every rank must call it.
 
     Returns:
-        `win_rate`: share of coordinates that are not clipped, |m| < ρh.
         `hessian_norm`: L2 norm of h, in loss / θ².
         `hessian_zero_fraction`: share of coordinates with h = 0.
         `hessian_quantiles`: [5], the `QUANTILES` of h on this rank, in loss / θ².
     """
-    totals: dict[str, list[Tensor]] = {"unclipped": [], "squares": [], "zeros": []}
-    samples, numel = [], 0
-    held = [(p, g["rho"]) for g in groups for p in g["params"] if "hessian" in state.get(p, {})]
-    coordinates = sum(local(p).numel() for p, _ in held)
-    for param, rho in held:
-        numel += param.numel()
-        sums = [torch.zeros((), dtype=torch.float64, device=param.device) for _ in totals]
-        for m, h in _chunks(state[param]["exp_avg"], state[param]["hessian"]):
-            sums[0] += (m.abs() < rho * h).sum()
-            sums[1] += torch.linalg.vector_norm(h).to(sums[1].dtype).square()
-            sums[2] += (h == 0).sum()
-        for values, value in zip(totals.values(), sums, strict=True):
-            values.append(sum_over_shards(value, param))
-        samples.append(local(state[param]["hessian"]).flatten()[:: max(1, coordinates // _SAMPLE)].float())
-    unclipped, squares, zeros = (total(values) for values in totals.values())
-    first = samples[0].device if samples else None
-    sample = torch.cat([s.to(first) for s in samples]) if samples else torch.zeros(1)
+    held = [p for p in params if "hessian" in state.get(p, {})]
+    coordinates = sum(local(p).numel() for p in held)
+    squares, zeros, samples = [], [], []
+    for param in held:
+        h = local(state[param]["hessian"])
+        squares.append(sum_over_shards(torch.linalg.vector_norm(h, dtype=torch.float64).square(), param))
+        zeros.append(sum_over_shards((h == 0).sum(), param))
+        samples.append(h.flatten()[:: max(1, coordinates // _SAMPLE)].float())
+    sample = torch.cat([s.to(samples[0].device) for s in samples]) if samples else torch.zeros(1)
     return {
-        "win_rate": unclipped / max(numel, 1),
-        "hessian_norm": squares.sqrt(),
-        "hessian_zero_fraction": zeros / max(numel, 1),
+        "hessian_norm": total(squares).sqrt(),
+        "hessian_zero_fraction": total(zeros) / max(sum(p.numel() for p in held), 1),
         "hessian_quantiles": torch.quantile(sample, torch.tensor(QUANTILES, device=sample.device)),
     }
 
@@ -60,14 +49,6 @@ def total(values: list[Tensor]) -> Tensor:
     if not values:
         return torch.zeros(())
     return torch.stack([v.to(values[0].device) for v in values]).sum()
-
-
-def _chunks(m: Tensor, h: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of both in memory order, so that temporaries stay small."""
-    m, h = local(m), local(h)
-    length = CPU_CHUNK if m.device.type == "cpu" else DEVICE_CHUNK
-    order = memory_order(m)
-    yield from zip(*(x.permute(order).flatten().split(length) for x in (m, h)), strict=True)
 
 
 class LogFigures:
@@ -84,15 +65,17 @@ class LogFigures:
         """The figures, and a restart. Tensors stay on their device.
 
         Returns:
-            `sophia/win_rate`, `sophia/hessian_norm`, `sophia/hessian_time_fraction` (share of wall-clock time since the
-            last restart that this process spent in Hessian passes) and, once an estimate was dropped,
-            `sophia/hessian_skipped`.
+            `sophia/win_rate`, `sophia/curvature_share`, `sophia/hessian_norm`, `sophia/hessian_time_fraction` (share of
+            wall-clock time since the last restart that this process spent in Hessian passes), `sophia/rho` where it is
+            set by itself and, once an estimate was dropped, `sophia/hessian_skipped`.
         """
         stats = sophia.stats()
         spent = (stats["hessian_seconds"] - self._hessian) / max(time.perf_counter() - self._wall, 1e-9)
         self.restart(sophia)
-        figures = {f"sophia/{name}": stats[name] for name in ("win_rate", "hessian_norm")}
+        figures = {f"sophia/{name}": stats[name] for name in ("win_rate", "curvature_share", "hessian_norm")}
         figures["sophia/hessian_time_fraction"] = spent
+        if any(group["rho"] == "auto" for group in sophia.param_groups):
+            figures["sophia/rho"] = stats["rho"]
         if stats["hessian_skipped"]:
             figures["sophia/hessian_skipped"] = stats["hessian_skipped"]
         return figures

@@ -1,4 +1,4 @@
-"""``loss.png``: training and validation loss over steps, Sophia's win rate beneath; reads a run folder only."""
+"""``loss.png``: training and validation loss over steps, Sophia's shares beneath; reads a run folder only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from ..errors import UserError
 from ..recipes.running.events import read_metrics
 
-_TRAIN, _VALIDATION, _WIN = "#9db7d5", "#1f4e8c", "#c8553d"
-_HEALTHY = (0.1, 0.5)
+_TRAIN, _VALIDATION, _WIN, _CURVED = "#9db7d5", "#1f4e8c", "#c8553d", "#8a6d3b"
+_GOOD = (0.3, 0.8)
+"""Where the win rate of good runs lies: 0.6 to 0.8 in the middle, 0.3 to 0.4 at the end."""
 
 
 def plot_run(run_dir: str | os.PathLike[str]) -> Path:
@@ -23,7 +24,7 @@ def plot_run(run_dir: str | os.PathLike[str]) -> Path:
     events = _events(folder)
     train = _series(events, "loss")
     validation = _series(events, "eval_loss")
-    win_rate = _series(events, "sophia/win_rate")
+    win_rate, curved = (_series(events, f"sophia/{name}") for name in ("win_rate", "curvature_share"))
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,12 +47,13 @@ def plot_run(run_dir: str | os.PathLike[str]) -> Path:
         top.legend(frameon=False)
     if win_rate[0]:
         bottom = axes[1]
-        bottom.axhspan(*_HEALTHY, color=_WIN, alpha=0.1, linewidth=0)
-        bottom.annotate("healthy: 0.1 to 0.5", (0.99, _HEALTHY[1]), (0, -3), xycoords=("axes fraction", "data"),
-                        textcoords="offset points", ha="right", va="top", fontsize=8, color=_WIN)  # fmt: skip
-        bottom.plot(*win_rate, color=_WIN, linewidth=1.4)
-        bottom.set_ylim(0, max(0.6, *win_rate[1]) if max(win_rate[1]) <= 0.95 else 1)
-        bottom.set_ylabel("win rate")
+        bottom.axhspan(*_GOOD, color=_WIN, alpha=0.1, linewidth=0)
+        bottom.plot(*win_rate, color=_WIN, linewidth=1.4, label="win rate: not clipped (good runs: shaded, falling)")
+        if curved[0]:
+            bottom.plot(*curved, color=_CURVED, linewidth=1.2, linestyle="--", label="curvature share: ρh > ε")
+        bottom.legend(frameon=False, fontsize=8, loc="lower left")
+        bottom.set_ylim(0, 1.02)
+        bottom.set_ylabel("share")
     axes[-1].set_xlabel("optimizer step")
     for axis in axes:
         axis.grid(True, color="#e6e6e6", linewidth=0.8)

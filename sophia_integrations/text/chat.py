@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from .rows import Row
 
 if TYPE_CHECKING:
@@ -13,6 +12,10 @@ if TYPE_CHECKING:
 
 Spans = list[tuple[int, int]]
 """Where the assistant's turns begin and end, in characters."""
+
+
+class Unfit(Exception):
+    """A conversation that a chat template does not take, and why."""
 
 
 def chat_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
@@ -23,15 +26,15 @@ def chat_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
     token that ends a turn is not the assistant's.
 
     Raises:
-        UserError: the template refuses the conversation, or writes earlier turns otherwise once later ones follow.
+        Unfit: the template refuses the conversation, or writes earlier turns otherwise once later ones follow.
     """
     messages = [
         {key: value for key, value in message.items() if value is not None} for message in row.values["messages"]
     ]
     if re.search(r"\{%-?\s*generation\s*-?%\}", _template(tokenizer)):
-        encoded = _apply(tokenizer, messages, row, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        encoded = _apply(tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
-    text, spans = _rendered(messages, tokenizer, row)
+    text, spans = _rendered(messages, tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     learned, turns = [], iter(spans)
     begin, end = next(turns)
@@ -42,16 +45,16 @@ def chat_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
     return list(encoded["input_ids"]), learned
 
 
-def _rendered(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, row: Row) -> tuple[str, Spans]:
-    text, spans = _apply(tokenizer, messages, row), []
+def _rendered(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, Spans]:
+    text, spans = _apply(tokenizer, messages), []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _apply(tokenizer, messages[:number], row, add_generation_prompt=True) if number else ""
-        after = _apply(tokenizer, messages[: number + 1], row)
+        before = _apply(tokenizer, messages[:number], add_generation_prompt=True) if number else ""
+        after = _apply(tokenizer, messages[: number + 1])
         if not (text.startswith(after) and after.startswith(before)):
-            raise UserError(
-                f"{row.place}: the tokenizer's chat template writes turn {number + 1} differently once others follow, "
+            raise Unfit(
+                f"the tokenizer's chat template writes turn {number + 1} differently once others follow, "
                 "so the assistant's words cannot be told from the rest; give the tokenizer a chat template with "
                 "{% generation %} around them"
             )
@@ -68,11 +71,11 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.get_chat_template()
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], row: Row, **options: Any) -> Any:
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> Any:
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(messages, **{"tokenize": False, **options})
     except (TemplateError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{row.place}: the tokenizer's chat template refuses this conversation: {reason}") from None
+        raise Unfit(f"the tokenizer's chat template refuses this conversation: {reason}") from None

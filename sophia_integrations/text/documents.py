@@ -39,7 +39,7 @@ def standard_library() -> tuple[list[Row], list[str]]:
         raise UserError(
             f"python-stdlib: {root} holds no .py files (a zipped Python?); use a full Python, or data.files"
         )
-    return sorted(documents, key=lambda document: document.place), sorted(skipped)
+    return sorted(documents, key=lambda document: str(document.place)), sorted(skipped)
 
 
 def _python_files(root: Path) -> Iterable[Path]:
@@ -61,16 +61,16 @@ def _unix(text: str) -> str:
 
 
 def read_documents(paths: Sequence[Path]) -> list[Row]:
-    """One document of each file, named by its path below their common folder; raises `UserError` for other bytes
-    than UTF-8."""
+    """One document of each file, named by its path below their common folder; one that is not UTF-8 is broken."""
     base = Path(os.path.commonpath([path.parent for path in paths]))
     documents = []
     for path in paths:
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it or leave it out") from None
+            documents.append(Row(str(path), {}, f"not UTF-8 text (byte {error.start}), convert it"))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        documents.append(Row(path.relative_to(base).as_posix(), {"text": _unix(text)}))
-    return sorted(documents, key=lambda document: document.place)
+            documents.append(Row(str(path), {}, f"cannot be read: {error.strerror}"))
+        else:
+            documents.append(Row(path.relative_to(base).as_posix(), {"text": _unix(text)}))
+    return sorted(documents, key=lambda document: str(document.place))

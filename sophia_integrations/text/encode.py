@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .bad_rows import StreamTally, Tally
 from .blocks import document_tokens
-from .chat import chat_tokens
+from .chat import Unfit, chat_tokens
 from .rows import Row
 from .tokenizer import separator
 
@@ -60,15 +61,24 @@ class Encoder:
         if format == "chat":
             _require_template(tokenizer)
 
-    def __call__(self, rows: Sequence[Row]) -> list[Example]:
-        """One example of each row.  Raises `UserError`, naming the row, where the chat template does not fit it."""
+    def __call__(self, rows: Sequence[Row], bad: Tally | StreamTally) -> list[Example]:
+        """One example of each row, but for conversations that the chat template does not take: `bad` counts them."""
         if self.format == "classification":
             return self._classification(rows)
         if self.format == "chat":
-            return [self._causal(*chat_tokens(row, self.tokenizer)) for row in rows]
+            return list(self._chat(rows, bad))
         if self.format == "text":
             return [self._text(ids) for ids in document_tokens(rows, self.tokenizer)]
         return self._seq2seq(rows) if self.task == "seq2seq" else self._prompt_completion(rows)
+
+    def _chat(self, rows: Sequence[Row], bad: Tally | StreamTally) -> Iterator[Example]:
+        for row in rows:
+            try:
+                tokens = chat_tokens(row, self.tokenizer)
+            except Unfit as error:
+                bad.add(row, str(error))
+            else:
+                yield self._causal(*tokens)
 
     def _causal(self, ids: list[int], learned: Sequence[bool]) -> Example:
         labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]

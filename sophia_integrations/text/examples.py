@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import itertools
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .arrays import cached_arrays
+from .bad_rows import Tally
 from .blocks import batches
-from .encode import IGNORED, Encoder, Example
+from .encode import IGNORED, Encoder
 from .rows import Row
 
 _BATCH = 256  # rows per call of the tokenizer
@@ -25,13 +29,15 @@ class Examples(torch.utils.data.Dataset[Item]):
 
     Args:
         arrays: ``ids`` and ``labels`` of all examples behind one another, ``ends`` [examples, 2] of each in them,
-            and ``left_out`` [2]: how many were cut to the block size, and how many carry no loss and are not here.
+            ``left_out`` [2]: how many were cut to the block size, and how many carry no loss and are not here,
+            and ``bad``: what `Tally` counted, as bytes of JSON.
         one_label: items have one label and not one per token.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], one_label: bool = False) -> None:
         self.ids, self.labels, self.ends = arrays["ids"], arrays["labels"], arrays["ends"]
         self.cut, self.left_out = (int(count) for count in arrays["left_out"])
+        self.bad = Tally(**json.loads(arrays["bad"].tobytes())) if "bad" in arrays else Tally()
         self.one_label = one_label
         self.lengths = np.diff(self.ends[:, 0], prepend=0)
 
@@ -109,16 +115,12 @@ def build_examples(
 ) -> Examples:
     """The examples of `rows`, from the cache entry `name` or made now."""
     what = f"Tokens: reading {len(rows):,} examples"
-    return Examples(cached_arrays(f"{name}.npz", lambda: _arrays(encoded(rows, encoder)), what, say), one_label)
+    return Examples(cached_arrays(f"{name}.npz", lambda: _arrays(rows, encoder), what, say), one_label)
 
 
-def encoded(rows: Iterable[Row], encoder: Encoder) -> Iterator[Example]:
-    """The example of each row."""
-    for batch in batches(rows, _BATCH):
-        yield from encoder(batch)
-
-
-def _arrays(examples: Iterable[Example]) -> dict[str, np.ndarray]:
+def _arrays(rows: Collection[Row], encoder: Encoder) -> dict[str, np.ndarray]:
+    bad = Tally(len(rows))
+    examples = itertools.chain.from_iterable(encoder(batch, bad) for batch in batches(rows, _BATCH))
     ids, labels, ends, cut, left_out = [], [], [], 0, 0
     total = np.zeros(2, np.int64)
     for example in examples:
@@ -136,4 +138,5 @@ def _arrays(examples: Iterable[Example]) -> dict[str, np.ndarray]:
         "labels": np.concatenate([nothing, *labels]),
         "ends": np.array(ends, np.int64).reshape(-1, 2),
         "left_out": np.array([cut, left_out]),
+        "bad": np.frombuffer(json.dumps(asdict(bad)).encode(), np.uint8),
     }

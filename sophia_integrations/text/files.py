@@ -9,7 +9,14 @@ from pathlib import Path
 
 from ..errors import UserError
 
-ROW_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+ROW_KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 """Suffixes of files whose rows are documents or examples; any other file is one document of text."""
 
 
@@ -37,7 +44,7 @@ def find(patterns: Sequence[str], key: str) -> list[Path]:
 
 
 def kind_of(paths: Sequence[Path], key: str) -> str:
-    """The one kind of `paths`: "text", "jsonl", "json", "csv" or "parquet"; raises `UserError` when they are mixed."""
+    """The one kind of `paths`: "text", or what `ROW_KINDS` says; raises `UserError` when they are mixed."""
     kinds = {ROW_KINDS.get(path.suffix.lower(), "text"): path for path in reversed(paths)}
     if len(kinds) > 1:
         shown = " and ".join(f"{kind} ({path.name})" for kind, path in sorted(kinds.items()))

@@ -42,8 +42,8 @@ def choose_columns(
     if names is None:
         if format != "text":
             raise UserError(
-                f"data.format: {format} needs rows with {' and '.join(PARTS[format])} (jsonl, json, csv, parquet or a "
-                f"hub data set); {origin} has documents of plain text"
+                f"data.format: {format} needs rows with {' and '.join(PARTS[format])} (jsonl, json, csv, parquet, "
+                f"arrow or a hub data set); {origin} has documents of plain text"
             )
         return {"text": "text"}
     chosen = {}
@@ -69,6 +69,8 @@ def problem(format: str, values: Mapping[str, Any]) -> str | None:
         elif not isinstance(value, str):
             hint = " (format chat reads messages)" if isinstance(value, list) else ""
             return f"the {part} is {_shown(value)}, expected text{hint}"
+        elif _is_broken(value):
+            return f"the {part} holds half a character (a lone surrogate)"
         elif not value.strip() and format != "text" and part != "prompt":
             return f"the {part} is empty"
     return None
@@ -89,9 +91,20 @@ def _chat_problem(messages: Any) -> str | None:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             return f"message {number} is {_shown(message)}, expected a role and a content of text"
+        if _is_broken(role) or _is_broken(content):
+            return f"message {number} holds half a character (a lone surrogate)"
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         return "no message is the assistant's, so there is nothing to learn"
     return None
+
+
+def _is_broken(text: str) -> bool:
+    """Whether JSON's escapes left half of a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _shown(value: Any) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from .bad_rows import Tally
 from .blocks import Blocks, frame_of, token_stream
 from .cache import digest
 from .collate import Mask, Pad, Stack
@@ -68,6 +69,7 @@ class Prepared:
         digest: identifies text, split and tokens.
         labels: names of a classification's labels.
         label_counts: training rows of each.
+        bad: rows left out as bad, but for those of a stream; None where a bad row is an error.
     """
 
     train: Dataset[Any]
@@ -79,6 +81,14 @@ class Prepared:
     digest: str
     labels: list[str] | None = None
     label_counts: list[int] = field(default_factory=list)
+    bad: Tally | None = None
+
+    @property
+    def skipped_rows(self) -> int | None:
+        """Rows left out as bad; those of a stream as they are met, again in every pass.  None where they are errors."""
+        if self.bad is None:
+            return None
+        return self.bad.count + (self.train.bad.count if isinstance(self.train, Stream) else 0)
 
     @property
     def tokens_per_row(self) -> float:
@@ -95,12 +105,17 @@ class Prepared:
             shown = [f"{name} {count:,}" for name, count in zip(self.labels, self.label_counts, strict=True)]
             more = f", … ({len(shown)} in all)" if len(shown) > 20 else ""
             lines.append(f"labels: {', '.join(shown[:20])}{more}")
+        if self.bad is not None:
+            kind = " of validation" if "train" not in self.counts else ""
+            more = f": {self.bad}" if self.bad.count else ""
+            lines.append(f"bad rows: {self.bad.count:,} of {self.bad.total:,}{kind} skipped{more}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """Counts and digest, for the run folder."""
         counts = {name: asdict(count) for name, count in self.counts.items()}
-        return json.dumps({"digest": self.digest, **counts}, indent=2) + "\n"
+        skipped = {} if self.bad is None else {"skipped_rows": self.skipped_rows}
+        return json.dumps({"digest": self.digest, **counts, **skipped}, indent=2) + "\n"
 
 
 def prepare(
@@ -135,17 +150,28 @@ def prepare(
     encoder = Encoder(source.format, task, tokenizer, block_size, source.label_numbers)
     parts = [_VERSION, source.digest, identity(tokenizer), layout]
     key = digest(parts if layout == "blocks" else [*parts, task, str(block_size)])
-    build = _Builder(encoder, layout, key, padding(tokenizer), say)
+    build = _Builder(encoder, layout, key, padding(tokenizer), source.bad_rows, say)
     data: dict[str, Dataset[Any]] = {}
     counts: dict[str, Counts] = {}
+    bad = source.bad
     for name, side in (("train", source.train), ("validation", source.validation)):
         if source.streaming and name == "train":
-            data[name] = Stream(side.rows, encoder, layout, padding(tokenizer), seed)  # type: ignore[arg-type]
+            data[name] = Stream(side.rows, encoder, layout, padding(tokenizer), seed, source.bad_rows)  # type: ignore[arg-type]
         else:
-            data[name], counts[name] = build(name, side)
+            data[name], counts[name], later = build(name, side)
+            bad = replace(bad + later, total=bad.total)
     collate = _collator(tokenizer, layout, task, mask_probability, seed, block_size if source.streaming else None)
     return Prepared(
-        data["train"], data["validation"], collate, layout, block_size, counts, key, source.labels, source.label_counts
+        data["train"],
+        data["validation"],
+        collate,
+        layout,
+        block_size,
+        counts,
+        key,
+        source.labels,
+        source.label_counts,
+        bad if source.bad_rows == "skip" else None,
     )
 
 
@@ -168,9 +194,10 @@ class _Builder:
     layout: str
     key: str
     pad: int
+    bad_rows: str
     say: Callable[[str], object]
 
-    def __call__(self, name: str, side: Side) -> tuple[Dataset[Any], Counts]:
+    def __call__(self, name: str, side: Side) -> tuple[Dataset[Any], Counts, Tally]:
         entry, size = f"tokens-{self.key[:32]}-{name}", self.encoder.block_size
         documents: int = len(side.rows)  # type: ignore[arg-type]
         if self.layout == "blocks":
@@ -182,9 +209,11 @@ class _Builder:
                     "give more text or a smaller data.block_size"
                 )
             counts = Counts(documents, side.bytes, blocks.tokens, len(blocks), blocks.dropped_tokens, side.empty)
-            return blocks, counts
+            return blocks, counts, Tally()
         one_label = self.encoder.format == "classification"
         examples = build_examples(entry, side.rows, self.encoder, one_label, self.say)  # type: ignore[arg-type]
+        examples.bad.judge(self.bad_rows)
+        documents -= examples.bad.count
         if not len(examples):
             raise UserError(
                 f"data: no {name} example carries loss within {size} tokens; raise data.block_size or look at the data"
@@ -201,7 +230,7 @@ class _Builder:
             padding=rows.padding if isinstance(rows, Packed) else 0,
             learned=None if one_label or self.encoder.task in ("seq2seq", "masked-lm") else examples.learned,
         )
-        return rows, counts
+        return rows, counts, examples.bad
 
 
 def _in_words(count: Counts, layout: str, size: int) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 from ..errors import UserError
 from . import formats
+from .bad_rows import Tally, require_action
 from .cache import digest
 from .documents import read_documents, standard_library
 from .files import find, kind_of
-from .rows import Row, StreamRows, TableRows, column_names, read_files, read_hub
+from .readers import read_files, read_hub
+from .rows import Row, StreamRows, Table, TableRows
 from .split import Found, inspect
 
 
@@ -35,7 +37,9 @@ class Source:
         labels: of a classification, names in the order of their numbers: a hub data set's own, else sorted.
         label_numbers: the number of each label as it stands in the rows.
         label_counts: training rows of each label, in the order of the numbers.
-        skipped: names of files that are not text.
+        skipped: names of the standard library's files that are not text.
+        bad_rows: "error" or "skip": what to do about rows that prove to be bad later.
+        bad: rows that were left out as bad.
         digest: identifies text, format and split; of a stream only where it comes from.
     """
 
@@ -47,6 +51,8 @@ class Source:
     label_numbers: dict[Any, int] = field(default_factory=dict)
     label_counts: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    bad_rows: str = "error"
+    bad: Tally = field(default_factory=Tally)
 
     @property
     def streaming(self) -> bool:
@@ -70,6 +76,7 @@ def load_source(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     streaming: bool = False,
+    bad_rows: str = "error",
     say: Callable[[str], object] = print,
 ) -> Source:
     """Reads `source` ("python-stdlib"), `files` (patterns) or `hub` (path, name, split, validation_split, revision).
@@ -79,11 +86,14 @@ def load_source(
         task: pretrain, finetune, classify, seq2seq or masked-lm; it decides the format when `format` is None.
         columns: part of a row (text, prompt, completion, messages, label) to column, where they differ.
         streaming: read training rows as they are needed; validation rows are read at once.
+        bad_rows: "error" refuses data with bad rows, "skip" leaves them out and counts them.
         say: receives a line when reading takes long.
 
     Raises:
-        UserError: nothing to read, a missing column, a bad row (named by file and number), an empty split.
+        UserError: nothing to read, a missing column, bad rows (how many, the first by file and number), an empty split.
+        ValueError: another word for `bad_rows`.
     """
+    require_action(bad_rows)
     skipped: list[str] = []
     held: _Part | None = None
     if source is not None:
@@ -103,30 +113,38 @@ def load_source(
                 raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
     chosen = formats.choose_format(task, format, part.names, columns)
     if streaming:
-        return _streamed(part, held, chosen, columns, say)
-    return _split(part, held, chosen, columns, validation_fraction, skipped, say)
+        found = _streamed(part, held, chosen, columns, bad_rows, say)
+    else:
+        found = _split(part, held, chosen, columns, validation_fraction, bad_rows, say)
+    return replace(found, skipped=skipped, bad_rows=bad_rows)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What was found in one place: documents, or a table with its columns `names`."""
+    """What was found in one place: documents, or a `Table` with its columns `names`."""
 
     found: Any
     names: list[str] | None
     origin: str
-    where: Any = None
     paths: frozenset[Any] = frozenset()
 
     def rows(self, format: str, columns: Mapping[str, str] | None) -> Collection[Row]:
-        chosen = formats.choose_columns(format, self.names, columns, self.origin)
-        return self.found if self.names is None else TableRows(self.found, chosen, self.where)
+        chosen = self._columns(format, columns)
+        return TableRows(self.found, chosen) if isinstance(self.found, Table) else self.found
 
     def stream(self, format: str, columns: Mapping[str, str] | None) -> StreamRows:
-        return StreamRows(self.found, formats.choose_columns(format, self.names, columns, self.origin), self.where)
+        return StreamRows(self.found, self._columns(format, columns))
+
+    def _columns(self, format: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+        chosen = formats.choose_columns(format, self.names, columns, self.origin)
+        for name in chosen.values():
+            if isinstance(self.found, Table) and name in self.found.mixed:
+                raise UserError(self.found.mixed[name])
+        return chosen
 
     def named_labels(self, columns: Mapping[str, str] | None) -> list[str] | None:
         """The names of a hub data set's labels, in the order of their numbers."""
-        feature = (getattr(self.found, "features", None) or {}).get((columns or {}).get("label") or "label")
+        feature = getattr(self.found, "features", {}).get((columns or {}).get("label") or "label")
         return list(feature.names) if hasattr(feature, "names") else None
 
 
@@ -137,14 +155,14 @@ def _files_part(patterns: Sequence[str], key: str, streaming: bool) -> _Part:
         if streaming:
             raise UserError(f"data.streaming: {origin} are text files, which are read whole; leave streaming out")
         return _Part(read_documents(paths), None, origin, paths=frozenset(paths))
-    table, where = read_files(paths, kind, streaming=streaming)
-    return _Part(table, column_names(table), origin, where, frozenset(paths))
+    table = read_files(paths, kind, streaming=streaming)
+    return _Part(table, table.names, origin, frozenset(paths))
 
 
 def _hub_part(hub: Mapping[str, str | None], split: str, streaming: bool) -> _Part:
     path = str(hub["path"])
-    table, where = read_hub(path, hub.get("name"), split, hub.get("revision"), streaming=streaming)
-    return _Part(table, column_names(table), f"data.hub {path} ({split})", where)
+    table = read_hub(path, hub.get("name"), split, hub.get("revision"), streaming=streaming)
+    return _Part(table, table.names, f"data.hub {path} ({split})")
 
 
 def _split(
@@ -153,21 +171,24 @@ def _split(
     format: str,
     columns: Mapping[str, str] | None,
     fraction: float,
-    skipped: list[str],
+    bad_rows: str,
     say: Callable[[str], object],
 ) -> Source:
     rows = part.rows(format, columns)
-    found, held_found, hashed = inspect(format, rows, None if held else fraction, say, named=part.names is None)
+    found, held_found, hashed, bad = inspect(format, rows, None if held else fraction, say, named=part.names is None)
+    bad.judge(bad_rows)
     train, hashes = _side(rows, found), [format, hashed]
     if held is None:
         validation = _side(rows, held_found)
     else:
         others = held.rows(format, columns)
-        held_found, _, hashed = inspect(format, others, None, say, named=held.names is None)
+        held_found, _, hashed, more = inspect(format, others, None, say, named=held.names is None)
+        more.judge(bad_rows)
+        bad += more
         validation = _side(others, held_found)
         hashes.append(hashed)
     _require_text(train, validation, part.origin, held, fraction)
-    source = Source(format, train, validation, digest(hashes), skipped=skipped)
+    source = Source(format, train, validation, digest(hashes), bad=bad)
     if format != "classification":
         return source
     counts, named = found.labels, part.named_labels(columns)
@@ -183,7 +204,12 @@ def _side(rows: Collection[Row], found: Found) -> Side:
 
 
 def _streamed(
-    part: _Part, held: _Part | None, format: str, columns: Mapping[str, str] | None, say: Callable[[str], object]
+    part: _Part,
+    held: _Part | None,
+    format: str,
+    columns: Mapping[str, str] | None,
+    bad_rows: str,
+    say: Callable[[str], object],
 ) -> Source:
     if held is None:
         raise UserError(
@@ -193,12 +219,13 @@ def _streamed(
     if format == "classification":
         raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
     others = list(held.stream(format, columns))
-    found, _, hashed = inspect(format, others, None, say)
+    found, _, hashed, bad = inspect(format, others, None, say)
+    bad.judge(bad_rows)
     validation = _side(others, found)
     _require_text(None, validation, part.origin, held, 0.0)
     places = [f"{path} {path.stat().st_size}" for path in sorted(part.paths)] or [part.origin]
     key = digest([format, *places, hashed])
-    return Source(format, Side(part.stream(format, columns)), validation, key)
+    return Source(format, Side(part.stream(format, columns)), validation, key, bad=bad)
 
 
 def _require_text(train: Side | None, validation: Side, origin: str, held: _Part | None, fraction: float) -> None:

@@ -1,4 +1,4 @@
-"""One pass over all rows: refuses bad ones, leaves out empty ones, and sorts the others into training and validation.
+"""One pass over all rows: counts bad ones, leaves out empty ones, and sorts the others into training and validation.
 
 A document that is a file is held out by a hash of its name, a row by a hash of its content: adding others moves none,
 and a row that occurs twice is on one side only.
@@ -9,21 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from . import formats
 from .arrays import cached_arrays
+from .bad_rows import Tally
 from .cache import digest
 from .rows import Row, TableRows
 
 LARGE = 100_000
 """From so many rows on, what the pass found is kept in the cache, under what `datasets` calls the table."""
 
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Found:
 
 def inspect(
     format: str, rows: Collection[Row], fraction: float | None, say: Callable[[str], object], named: bool = False
-) -> tuple[Found, Found, str]:
-    """What belongs to training and to validation, and a digest of both.
+) -> tuple[Found, Found, str, Tally]:
+    """What belongs to training and to validation, a digest of both, and the bad rows, which are in neither.
 
     Args:
         format: of the rows.
@@ -47,9 +47,6 @@ def inspect(
         fraction: share that is held out; None holds out nothing.
         say: receives a line when this takes long.
         named: the rows are documents that are known by their names; they may be empty.
-
-    Raises:
-        UserError: a bad row, named by its place.
     """
     if not isinstance(rows, TableRows) or len(rows) < LARGE:
         return _inspect(format, rows, fraction, named)
@@ -67,17 +64,20 @@ def held_out(key: str, fraction: float) -> bool:
     return number < fraction * 2**64
 
 
-def require_good(format: str, row: Row) -> None:
-    """Raises `UserError`, naming its place, when a row is bad."""
-    message = formats.problem(format, row.values)
-    if message:
-        raise UserError(f"{row.place}: {message}")
+def problem_of(format: str, row: Row) -> str | None:
+    """What is wrong with a row, or None."""
+    return row.broken or formats.problem(format, row.values)
 
 
-def _inspect(format: str, rows: Collection[Row], fraction: float | None, named: bool) -> tuple[Found, Found, str]:
-    train, held, total = Found(), Found(), hashlib.sha256()
+def _inspect(
+    format: str, rows: Collection[Row], fraction: float | None, named: bool
+) -> tuple[Found, Found, str, Tally]:
+    train, held, total, bad = Found(), Found(), hashlib.sha256(), Tally(len(rows))
     for number, row in enumerate(rows):
-        require_good(format, row)
+        problem = problem_of(format, row)
+        if problem is not None:
+            bad.add(row, problem)
+            continue
         content = json.dumps(row.values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         is_held = fraction is not None and held_out(row.place if named else content, fraction)
         total.update(digest([str(is_held), row.place if named else "", content]).encode())
@@ -90,21 +90,21 @@ def _inspect(format: str, rows: Collection[Row], fraction: float | None, named: 
         if format == "classification":
             label = row.values["label"]
             side.labels[label] = side.labels.get(label, 0) + 1
-    return train, held, total.hexdigest()
+    return train, held, total.hexdigest(), bad
 
 
-def _as_arrays(train: Found, held: Found, total: str) -> dict[str, np.ndarray]:
+def _as_arrays(train: Found, held: Found, total: str, bad: Tally) -> dict[str, np.ndarray]:
     sides = (train, held)
-    notes = [total, *([side.bytes, side.empty, list(side.labels.items())] for side in sides)]
+    notes = [total, asdict(bad), *([side.bytes, side.empty, list(side.labels.items())] for side in sides)]
     text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     numbers = {f"numbers{index}": np.array(side.numbers, np.int64) for index, side in enumerate(sides)}
     return {"notes": text, **numbers}
 
 
-def _from_arrays(arrays: dict[str, np.ndarray]) -> tuple[Found, Found, str]:
-    total, *sides = json.loads(arrays["notes"].tobytes())
+def _from_arrays(arrays: dict[str, np.ndarray]) -> tuple[Found, Found, str, Tally]:
+    total, bad, *sides = json.loads(arrays["notes"].tobytes())
     train, held = (
         Found(arrays[f"numbers{index}"], size, empty, {label: count for label, count in labels})
         for index, (size, empty, labels) in enumerate(sides)
     )
-    return train, held, total
+    return train, held, total, Tally(**bad)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .bad_rows import StreamTally
 from .blocks import batches, block, document_tokens, frame_of
 from .encode import Encoder, Example
 from .examples import Item, pack
 from .rows import Row, StreamRows
-from .split import require_good
+from .split import problem_of
 
 _BATCH = 64  # rows per call of the tokenizer
 _PATIENCE = 10_000  # rows without loss in succession
@@ -31,10 +32,14 @@ class Stream(torch.utils.data.IterableDataset[Item]):
         layout: "blocks" (text joined and cut), "packed" (whole examples) or "rows" (one example each).
         pad: the token that fills packed rows.
         seed: key of the order.
+        bad_rows: "error" refuses the first bad row, "skip" counts them in `bad`.
     """
 
-    def __init__(self, rows: StreamRows, encoder: Encoder, layout: str, pad: int, seed: int) -> None:
+    def __init__(
+        self, rows: StreamRows, encoder: Encoder, layout: str, pad: int, seed: int, bad_rows: str = "error"
+    ) -> None:
         self.rows, self.encoder, self.layout, self.pad, self.seed = rows, encoder, layout, pad, seed
+        self.bad = StreamTally(bad_rows, self.files)
 
     @property
     def files(self) -> int:
@@ -47,26 +52,29 @@ class Stream(torch.utils.data.IterableDataset[Item]):
         return self._packed() if self.layout == "packed" else (_item(example) for example in self._examples())
 
     def _rows(self) -> Iterator[Row]:
-        """Good rows without end.  Raises `UserError` for a bad one, and when a whole pass has none."""
+        """Good rows without end.  Raises `UserError` when a whole pass has none."""
         for epoch in itertools.count():
-            found = False
+            found, problem = False, None
             for row in self.rows.epoch(self.seed, epoch):
-                require_good(self.encoder.format, row)
-                if self.encoder.format != "text" or row.values["text"]:
+                problem = problem_of(self.encoder.format, row)
+                if problem is not None:
+                    self.bad.add(row, problem)
+                elif self.encoder.format != "text" or row.values["text"]:
                     found = True
                     yield row
             if not found:
-                raise UserError(f"data.streaming: the stream has no text (looked for up to {self.rows.where(0)})")
+                skipped = f"; all of its rows are bad ({row.place}: {problem})" if problem else ""
+                raise UserError(f"data.streaming: the stream has no text{skipped}")
 
     def _examples(self) -> Iterator[Example]:
         idle = 0
         for batch in batches(self._rows(), _BATCH):
-            examples = [example for example in self.encoder(batch) if example.learns]
+            examples = [example for example in self.encoder(batch, self.bad) if example.learns]
             idle = 0 if examples else idle + len(batch)
             if idle > _PATIENCE:
                 raise UserError(
                     f"data.streaming: {idle:,} rows one after another carry no loss within {self.encoder.block_size} "
-                    "tokens; raise data.block_size"
+                    "tokens, or are bad; raise data.block_size or look at the data"
                 )
             yield from examples
 

@@ -105,6 +105,20 @@ def test_a_rank_without_a_batch_joins_and_gets_the_others_estimate(tmp_path):
         assert_close(rank["h"], reference([[(0, row)] for row in range(4)]))
 
 
+@pytest.mark.parametrize("layout", ["fsdp-one-unseen", "fsdp-one-without-rows", "fsdp-none-seen"])
+def test_sharded_ranks_without_a_batch_drop_the_estimate_together(tmp_path, layout):
+    """The first step is in the wrong mode, or has no rows, on rank 1 or on both; the two after it are as ever."""
+    result = run_worker("parallel", tmp_path, layout, 3, processes=2, timeout=100)
+    first, second = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    assert first["stats"] == second["stats"]
+    assert (first["stats"]["hessian_updates"], first["stats"]["hessian_skipped"]) == (2, 1)
+    for part in ("h", "m", "weights"):
+        assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())
+        assert all(value.isfinite().all() and value.any() for value in first[part].values())
+    reason = "FSDPToy was not called in training mode" if layout == "fsdp-none-seen" else "some ranks have no rows"
+    assert result.stderr.count(f"made no Hessian estimate at step 0: {reason}") == 2
+
+
 def test_static_graph_leaves_the_weights_equal_to_plain_ddp(tmp_path):
     weights = {}
     for layout in ("ddp", "ddp-static"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import sys
 import warnings
 
 import pytest
@@ -11,7 +12,8 @@ from tiny_heads import classifier, rows_for, t5
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from sophia_integrations.hf import SophiaTrainer
+from sophia_integrations.hf import SophiaTrainer, SophiaTrainerMixin
+from sophia_integrations.hf.loss_scale import divide_once, divide_where_the_model_does_not
 
 ROWS = 8
 
@@ -110,3 +112,125 @@ def test_a_loss_of_the_users_own_is_left_alone(tmp_path):
     before = trainer.model_accepts_loss_kwargs
     trainer.train()
     assert trainer.model_accepts_loss_kwargs == before
+
+
+class As446(Trainer):
+    """The step of transformers 4.46 and 4.47, which divides what it returns by the micro-batches, and no gradient."""
+
+    divisors, fails = (), False
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.divisors = (*self.divisors, self.accelerator.gradient_accumulation_steps)
+        if self.fails:
+            raise ZeroDivisionError
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach() / self.args.gradient_accumulation_steps
+
+
+class With446(SophiaTrainerMixin, As446):
+    pass
+
+
+def with_446(folder, monkeypatch, version, model=None, **options):
+    """A Trainer with four micro-batches a step, and the step of 4.46, which believes that it is `version`."""
+    loss = {name: options.pop(name) for name in ("compute_loss_func",) if name in options}
+    model = model or classifier()
+    options = {"max_steps": 1, "max_grad_norm": 1e9, "gradient_accumulation_steps": 4, **options}
+    args = make_trainer(folder, model=model, per_device_train_batch_size=ROWS // 4, **options).args
+    trainer = With446(model, args, train_dataset=rows_for(model), **loss)
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:BertForSequenceClassification ignores num_items_in_batch")
+@pytest.mark.parametrize("version", ["4.46.0", "4.46.3", "4.47.1", "4.48.0", "4.460.0", "5.23.0"])
+def test_the_gradients_that_4_46_and_4_47_forget_to_divide(tmp_path, monkeypatch, version):
+    whole = first_gradients(tmp_path, classifier(), 1)
+    trainer = with_446(tmp_path, monkeypatch, version)
+    trainer.train()
+    forgotten = version.startswith(("4.46.", "4.47."))
+    assert trainer.divisors == ((4,) * 4 if forgotten else (1,) * 4)
+    assert trainer.accelerator.gradient_accumulation_steps == 1
+    assert_same({name: (1 if forgotten else 4) * value for name, value in whole.items()}, first_momentum(trainer))
+
+
+def test_4_46_and_4_47_divide_a_loss_that_somebody_else_scales_once(tmp_path, monkeypatch):
+    """The model that heeds the count, or a loss function of the user's, has divided already."""
+    causal = with_446(tmp_path, monkeypatch, "4.46.3", tiny_model())
+    assert causal.model_accepts_loss_kwargs
+    causal.train()
+
+    def own(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    users = with_446(tmp_path, monkeypatch, "4.46.3", compute_loss_func=own)
+    users.model_accepts_loss_kwargs = False
+    users.train()
+    assert causal.divisors == users.divisors == (1,) * 4
+
+
+@pytest.mark.filterwarnings("ignore:BertForSequenceClassification ignores num_items_in_batch")
+def test_a_step_that_fails_leaves_accelerate_as_it_was(tmp_path, monkeypatch):
+    trainer = with_446(tmp_path, monkeypatch, "4.46.3")
+    trainer.fails = True
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert trainer.divisors == (4,) and trainer.accelerator.gradient_accumulation_steps == 1
+
+
+def batch_of(model, masked=False):
+    rows = rows_for(model)[:2]
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    return {**batch, "labels": torch.full_like(batch["labels"], -100)} if masked else batch
+
+
+def started(folder, model):
+    """A Trainer that leaves the division to its model, as transformers 5 does with every model here."""
+    trainer = make_trainer(folder, model=model, data=rows_for(model), gradient_accumulation_steps=2)
+    trainer.model_accepts_loss_kwargs = True
+    return trainer
+
+
+@pytest.mark.parametrize(("build", "needed"), [(classifier, True), (t5, True), (tiny_model, False)])
+def test_a_batch_without_labels_tells_nothing_and_the_next_one_is_tried(tmp_path, build, needed):
+    """All labels masked, the loss is nan for the mean of none, and 0 for a sum divided by the count."""
+    trainer = started(tmp_path, build())
+    masked, labelled = batch_of(trainer.model, masked=True), batch_of(trainer.model)
+    assert divide_where_the_model_does_not(trainer, masked) is None
+    divide_once(trainer, masked, torch.tensor(4))
+    assert trainer.model_accepts_loss_kwargs and not trainer._sophia_loss_scale_is_known
+    with pytest.warns(UserWarning, match="ignores num_items") if needed else contextlib.nullcontext():
+        divide_once(trainer, labelled, torch.tensor(4))
+    assert trainer.model_accepts_loss_kwargs is not needed and trainer._sophia_loss_scale_is_known
+    trainer.compute_loss = None  # from now on it is not tried again
+    divide_once(trainer, labelled, torch.tensor(4))
+
+
+@pytest.mark.parametrize(
+    ("other", "needed"), [({"told": False, "differs": False}, None), ({"told": True, "differs": False}, True),
+                          ({"told": True, "differs": True}, False)],
+)  # fmt: skip
+def test_a_process_without_labels_hears_it_from_another(tmp_path, monkeypatch, other, needed):
+    trainer = started(tmp_path, classifier())
+    row = torch.tensor([[other["differs"], other["told"]]])
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, row]))
+    assert divide_where_the_model_does_not(trainer, batch_of(trainer.model, masked=True)) is needed
+    assert trainer.model_accepts_loss_kwargs is (needed is not True)
+
+
+def test_one_process_whose_loss_heeds_the_count_decides_for_all(tmp_path, monkeypatch):
+    trainer = started(tmp_path, tiny_model())
+    ignores = torch.tensor([[False, True]])
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([ignores, own]))
+    assert divide_where_the_model_does_not(trainer, batch_of(trainer.model)) is False
+
+
+def test_nothing_is_tried_where_nothing_is_divided(tmp_path):
+    """One micro-batch a step on one process, or no count from the Trainer."""
+    for accumulation, count in ((1, torch.tensor(4)), (2, None)):
+        trainer = started(tmp_path, classifier())
+        trainer.args.gradient_accumulation_steps = accumulation
+        divide_once(trainer, batch_of(trainer.model), count)
+        assert trainer.model_accepts_loss_kwargs and not hasattr(trainer, "_sophia_loss_scale_is_known")

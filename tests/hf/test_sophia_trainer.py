@@ -8,7 +8,6 @@ import pytest
 import torch
 from support import assert_trained, make_trainer, sophia_of, tiny_model, token_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import HPSearchBackend
 
 from sophia_integrations import GaussNewtonBartlett, Hutchinson, SophiaG, SophiaH
 from sophia_integrations.hf import SophiaCallback, SophiaTrainer, SophiaTrainerMixin
@@ -210,32 +209,6 @@ def test_copies_and_casts_of_the_arguments(tmp_path):
         assert Trainer.get_optimizer_cls_and_kwargs(args, tiny_model())[0] is name
     args.optim = "sophia_h"
     assert Trainer.get_optimizer_cls_and_kwargs(args, tiny_model())[0] is SophiaH
-
-
-def test_model_init_and_a_search_trial_get_a_fresh_optimizer(tmp_path):
-    trainer = Trainer(model_init=lambda: tiny_model(), args=arguments(tmp_path), train_dataset=token_rows(8))
-    for expected in (3, 3):
-        trainer.train()
-        assert sophia_of(trainer).stats()["hessian_updates"] == expected
-    assert sophia_of(trainer).estimator.model is trainer.model
-
-
-def test_trials_of_a_hyperparameter_search(tmp_path):
-    """`Trainer.hyperparameter_search` casts each value to the type of the one before, assigns it, and trains."""
-    trainer = Trainer(model_init=lambda: tiny_model(), args=arguments(tmp_path), train_dataset=token_rows(8))
-    trials = [
-        ({"optim": "sophia_h", "optim_args": "hessian_interval=2,rho=0.02", "learning_rate": "1e-2"}, SophiaH, 0.02, 4),
-        ({"optim": "sophia", "optim_args": "hessian_interval=4", "learning_rate": 2e-3}, SophiaG, 0.05, 2),
-    ]
-    for trial, cls, rho, updates in trials:
-        trainer.hp_search_backend = HPSearchBackend.RAY
-        trainer._hp_search_setup(dict(trial))
-        trainer.hp_search_backend = None
-        trainer.train()
-        optimizer = sophia_of(trainer)
-        group = optimizer.param_groups[0]
-        assert (type(optimizer), group["rho"], group["initial_lr"]) == (cls, rho, float(trial["learning_rate"]))
-        assert optimizer.stats()["hessian_updates"] == updates
 
 
 def test_a_trained_model_can_be_copied_and_saved_whole(tmp_path):

@@ -2,12 +2,13 @@
 
 import math
 import os
+from dataclasses import dataclass
 from unittest import mock
 
 import pytest
 import torch
 from support import assert_trained, make_trainer, run_worker, sophia_of, tiny_model, token_rows
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from sophia_integrations import SophiaG
@@ -37,6 +38,7 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo, at our graph break
 @pytest.mark.parametrize("name", OPTIONS)
 def test_short_training_with_each_option(tmp_path, name):
     options = {"learning_rate": 5e-3, "optim_args": "hessian_interval=3,beta1=0.8", **OPTIONS[name]}
@@ -79,7 +81,6 @@ def test_optim_args_reach_the_optimizer(tmp_path):
         optim="sophia_g",
         optim_args="rho=0.02, eps=1e-8,beta1=0.9,beta2=0.95,hessian_interval=3,hessian_fraction=0.5,hessian_units=2,",
         weight_decay=0.2,
-        adam_beta1=0.5,
     )
     optimizer = trainer.create_optimizer()
     group = optimizer.param_groups[0]
@@ -92,13 +93,13 @@ def test_optim_args_reach_the_optimizer(tmp_path):
     ("optim_args", "message"),
     [
         ("rhoo=0.1", "unknown argument 'rhoo' of Sophia, did you mean 'rho'?"),
-        ("rho=abc", "rho must be a number, got 'abc'"),
+        ("rho=abc", "rho must be a number, or \"auto\", got 'abc'"),
         ("hessian_interval=2.5", "hessian_interval must be a whole number, got '2.5'"),
         ("betas=0.9,0.95", "'betas' does not belong here; use beta1=… and beta2=…"),
         ("rho", "expected key=value between commas, got 'rho'"),
         ("lr=1e-3", "use TrainingArguments.learning_rate"),
         ("rho=0.1,rho=0.2", "rho is given twice"),
-        ("rho=-1", "rho must be a number of at least 0, got -1.0"),
+        ("rho=-1", 'rho must be a number of at least 0, or "auto", got -1.0'),
         ("hessian_fraction=2", "fraction must be above 0 and at most 1"),
     ],
 )
@@ -107,6 +108,37 @@ def test_bad_optim_args_get_one_sentence(tmp_path, optim_args, message):
     with pytest.raises(ValueError) as error:
         trainer.train()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("optim", ["sophia", "sophia_g", "sophia_h"])
+@pytest.mark.parametrize(
+    ("name", "value", "ours"), [("adam_beta1", 0.8, "beta1"), ("adam_beta2", 0.95, "beta2"), ("adam_epsilon", 0, "eps")]
+)
+def test_an_argument_of_adamw_is_refused_where_it_would_be_ignored(tmp_path, optim, name, value, ours):
+    sentence = f"{name} has no effect with optim='{optim}'; use {ours}=… in optim_args."
+    trainer = make_trainer(tmp_path, optim=optim, **{name: value})
+    with pytest.raises(ValueError) as error:
+        trainer.create_optimizer()
+    assert str(error.value) == sentence
+    setattr(trainer.args, name, TrainingArguments.__dataclass_fields__[name].default)
+    trainer.create_optimizer()
+
+
+def test_all_ignored_arguments_are_named_at_once_and_only_for_our_names(tmp_path):
+    options = dict(adam_beta1=0.5, adam_epsilon=1e-6)
+    with pytest.raises(ValueError, match="^adam_beta1 has no .*use beta1=….*; adam_epsilon has no .*use eps=…[^;]*$"):
+        make_trainer(tmp_path, **options).train()
+    group = make_trainer(tmp_path, optim="adamw_torch", optim_args=None, **options).create_optimizer().param_groups[0]
+    assert group["betas"][0] == 0.5 and group["eps"] == 1e-6
+
+
+def test_the_defaults_of_a_subclass_count_as_not_given(tmp_path):
+    @dataclass
+    class Ours(TrainingArguments):
+        adam_beta2: float = 0.95
+
+    args = Ours(str(tmp_path), optim="sophia", use_cpu=True)
+    assert Trainer(tiny_model(), args).create_optimizer().param_groups[0]["betas"] == (0.965, 0.99)
 
 
 def test_unknown_optimizer_name_lists_ours(tmp_path):
@@ -154,24 +186,29 @@ def test_all_labels_masked_makes_no_update_and_the_run_continues(tmp_path):
     assert all(torch.isfinite(s["hessian"]).all() for s in sophia_of(trainer).state.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "optim"), [("float32", "sophia"), ("bfloat16", "sophia"), ("bfloat16", "sophia_eigen")]
+)
+def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype, optim):
     for name in ("straight", "broken"):
         (tmp_path / name).mkdir()
-    run_worker("trainer_resume", tmp_path / "straight", "straight", dtype)
-    killed = run_worker("trainer_resume", tmp_path / "broken", "killed", dtype, expect=None)
+    run_worker("trainer_resume", tmp_path / "straight", "straight", dtype, optim)
+    killed = run_worker("trainer_resume", tmp_path / "broken", "killed", dtype, optim, expect=None)
     assert killed.returncode in (-9, 137) and not (tmp_path / "broken" / "killed.pt").exists()
-    run_worker("trainer_resume", tmp_path / "broken", "resumed", dtype)
+    run_worker("trainer_resume", tmp_path / "broken", "resumed", dtype, optim)
     straight = torch.load(tmp_path / "straight" / "straight.pt")
     resumed = torch.load(tmp_path / "broken" / "resumed.pt")
-    assert straight["counters"] == resumed["counters"] == {"step": 20, "hessian_updates": 5, "hessian_skipped": 0}
+    assert straight["counters"] == resumed["counters"]
+    assert [straight["counters"][k] for k in ("step", "hessian_updates", "hessian_skipped")] == [20, 5, 0]
+    assert (straight["counters"]["auto_rho"] > 0) == (optim == "sophia_eigen")
     assert resumed["losses"] == straight["losses"] and len(straight["losses"]) == 20
     for a, b in zip(straight["weights"], resumed["weights"], strict=True):
         assert torch.equal(a, b) and str(a.dtype).endswith(dtype)
     for a, b in zip(straight["state"], resumed["state"], strict=True):
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key].dtype == torch.float32 and torch.equal(a[key], b[key])
+            assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key])
+            assert a[key].dtype == torch.float32 or "exp_avg_sq" in a, "AdamW keeps its state in the parameter's dtype"
 
 
 def test_adamw_checkpoint_is_refused_with_a_sentence(tmp_path):

@@ -1,5 +1,6 @@
 """TextDataModule and its loader: what is in a block, who gets which row, and where it goes on."""
 
+import json
 import sysconfig
 
 import numpy as np
@@ -106,6 +107,22 @@ def test_without_a_source_the_text_is_the_standard_library(options, tmp_path, mo
     data.prepare_data()
     counts = data.prepared.counts
     assert counts["train"].documents + counts["validation"].documents == 12
+
+
+def test_bad_rows_are_an_error_or_left_out(options, tmp_path):
+    texts = [json.dumps({"text": f"document {number} says hello world " * 20}) for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*texts, '{"text": 3}', "{"]))
+    rows = [str(tmp_path / "rows.jsonl")]
+    with pytest.raises(
+        UserError, match="^2 of 14 rows are bad: .*, row 13: the text is 3, expected text; .*, row 14: "
+    ):
+        TextDataModule(rows, **options).prepare_data()
+    data, said = TextDataModule(rows, bad_rows="skip", **options), []
+    data.say = said.append
+    data.prepare_data()
+    assert data.prepared.skipped_rows == 2 and "\nbad rows: 2 of 14 skipped: " in said[-1]
+    with pytest.raises(ValueError, match='bad_rows must be "error" or "skip"'):
+        TextDataModule(rows, bad_rows="leave")
 
 
 def test_files_held_out_by_name(files, options, tmp_path):

@@ -162,3 +162,59 @@ def test_the_closure_runs_first_with_gradients_enabled(scripted):
     assert losses[0].requires_grad and losses[2] < losses[0]
     assert not torch.equal(model.weight.detach(), before)
     assert optimizer.step() is None
+
+
+def test_curvature_that_grows_old_without_an_estimator_warns_and_then_stops(param, curvature):
+    optimizer = SophiaG([param], hessian_interval=3, estimator=curvature)
+    steps(optimizer, 4)
+    optimizer.estimator = None
+    steps(optimizer, 5)
+    expected = (
+        r"last Hessian estimate is 6 steps old, and one is due every 3; at 15 steps it stops\. Set optimizer\.estim"
+    )
+    with pytest.warns(UserWarning, match=expected) as caught:
+        steps(optimizer, 1)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    steps(optimizer, 8)
+    before = param.detach().clone()
+    with pytest.raises(
+        RuntimeError, match=r"is 15 steps old, and one is due every 3: it would train on with the curvat"
+    ):
+        steps(optimizer, 1)
+    assert torch.equal(param.detach(), before)
+    optimizer.estimator = curvature
+    steps(optimizer, 1)
+    assert optimizer.stats()["hessian_age"] == 0
+
+
+def test_a_batch_that_never_comes_stops_too_and_says_why(param, scripted):
+    def supply(step, params):
+        return Estimate(None, dropped="there was no batch") if step else [torch.ones_like(p) for p in params]
+
+    optimizer = SophiaG([param], hessian_interval=2, estimator=scripted(supply))
+    with pytest.warns(UserWarning, match="no Hessian estimate at step .*: there was no batch"):
+        steps(optimizer, 10)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="is 10 steps old.*Cause: there was no batch"):
+        steps(optimizer, 1)
+
+
+def test_an_estimate_by_hand_every_few_intervals_goes_on_for_ever(param):
+    optimizer = SophiaG([param], hessian_interval=2)
+    for step in range(20):
+        param.grad = torch.ones_like(param)
+        if step % 3 == 0:
+            optimizer.update_hessian(4)
+        optimizer.step()
+    assert optimizer.stats()["hessian_updates"] == 7
+
+
+def test_a_resumed_optimizer_without_an_estimator_is_old_as_well(param, curvature):
+    optimizer = SophiaG([param], hessian_interval=2, estimator=curvature)
+    steps(optimizer, 3)
+    other = torch.nn.Parameter(param.detach().clone())
+    resumed = SophiaG([other], hessian_interval=2)
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match="is 4 steps old"):
+        steps(resumed, 9)
+    with pytest.raises(RuntimeError, match="is 10 steps old"):
+        steps(resumed, 1)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from sophia_integrations import SophiaG
+from sophia_integrations import GaussNewtonBartlett, SophiaG
 
 HALF = 7
 COUNTERS = ("step", "hessian_updates", "hessian_skipped")
@@ -186,18 +186,52 @@ CLONES = {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dum
 
 
 @pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
-def test_copies_train_on_alike_without_the_estimator(clone, curvature, scripted):
-    params, optimizer = build(curvature, scripted)
-    train(params, optimizer, 0, HALF)
-    twin_params, twin = clone((params, optimizer))
+def test_copies_of_model_and_optimizer_train_on_alike(clone):
+    model, optimizer = small()
+    go_on(model, optimizer, HALF)
+    twin_model, twin = clone((model, optimizer))
+    assert twin.estimator.model is twin_model and twin.stats()["hessian_seconds"] == 0
+    go_on(model, optimizer, HALF)
+    go_on(twin_model, twin, HALF)
+    assert twin.stats()["hessian_updates"] == optimizer.stats()["hessian_updates"] == 3
+    for p, q in zip(model.parameters(), twin_model.parameters(), strict=True):
+        assert torch.equal(p, q) and torch.equal(optimizer.state[p]["hessian"], twin.state[q]["hessian"])
+
+
+@pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
+@pytest.mark.filterwarnings("ignore:Sophia made no Hessian estimate")
+def test_a_copy_without_its_model_says_so_and_then_stops(clone):
+    model, optimizer = small()
+    go_on(model, optimizer, HALF)
+    twin = clone(optimizer)
+    stranger = torch.nn.Linear(4, 3)
+    twin.param_groups[0]["params"][:] = stranger.parameters()
+    with pytest.raises((RuntimeError, ValueError), match="was not called in training mode|no parameter of the Linear"):
+        go_on(stranger, twin, 30)
+
+
+def test_an_estimator_that_cannot_be_pickled_stays_behind():
+    model, optimizer = small()
+    model.secret = lambda: None
+    go_on(model, optimizer, 1)
+    twin = pickle.loads(pickle.dumps(optimizer))
     assert twin.estimator is None and optimizer.estimator is not None
-    assert twin.stats()["hessian_seconds"] == 0
-    twin.estimator = scripted(curvature.supply)
-    train(params, optimizer, HALF, 2 * HALF)
-    train(twin_params, twin, HALF, 2 * HALF)
-    assert twin.estimator.asked == [10]
-    for p, q in zip(params, twin_params, strict=True):
-        assert torch.equal(p, q)
+    assert copy.deepcopy((model, optimizer))[1].estimator is not None
+
+
+def small():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    return model, SophiaG(model.parameters(), lr=1e-2, hessian_interval=5, estimator=GaussNewtonBartlett(model))
+
+
+def go_on(model, optimizer, steps):
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(optimizer.param_groups[0]["step"])
+        x, y = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_distributed_checkpoint_state_dicts_round_trip(curvature, scripted):

@@ -257,7 +257,7 @@ def test_a_lightning_recipe(corpus: Path) -> None:
     ]  # fmt: skip
     said = lines_of(ROOT / "recipes" / "lightning" / "pretrain-gpt2-stdlib.yaml", *overrides)
     assert re.fullmatch(r"model: gpt2, [\d,]+ parameters, optimizer SophiaG", line(said, "model: "))
-    assert "weights 5.2 MB + gradients 5.2 MB + optimizer state 10.4 MB" in line(said, "memory of each process: ")
+    assert "weights 5.2 MB + gradients 5.2 MB + optimizer state 23.6 MB" in line(said, "memory of each process: ")
     step = "optimizer step: 24 rows × 2 accumulated × 4 processes × 32 tokens = 6,144 tokens"
     assert line(said, "optimizer step: ") == step
     assert line(said, "Hessian passes: ").startswith("Hessian passes: 60, about 2.4% of the time")

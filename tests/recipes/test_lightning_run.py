@@ -452,3 +452,15 @@ def test_every_shipped_recipe_trains(file: Path, corpus: Path, tmp_path: Path) -
     summary = json.loads((outcome.folder / "summary.json").read_text())
     assert summary["optimizer"] == ("AdamW" if "adamw" in file.stem else "SophiaG")
     assert ("trained_parameters" in summary) == ("lora" in file.stem)
+
+
+def test_bad_rows_are_an_error_or_skipped(config: Path, corpus: Path, tmp_path: Path) -> None:
+    texts = [json.dumps({"text": path.read_text(encoding="utf-8")}) for path in sorted(corpus.glob("*.txt"))]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*texts, '{"text": 3}', "{"]), encoding="utf-8")
+    rows = ["trainer.max_steps=2", f"data.init_args.files=['{tmp_path}/rows.jsonl']"]
+    with pytest.raises(UserError, match=f"^2 of {len(texts) + 2} rows are bad: .*; data.bad_rows: skip "):
+        train(config, rows, say=lambda line: None)
+    said: list[str] = []
+    folder = train(config, [*rows, "data.init_args.bad_rows=skip"], say=said.append).folder
+    assert json.loads((folder / "summary.json").read_text())["skipped_rows"] == 2
+    assert f"bad rows: 2 of {len(texts) + 2} skipped: " in "\n".join(said)

@@ -141,6 +141,9 @@ def test_a_bad_row_is_named(answers: Path, tmp_path: Path) -> None:
         file.write('{"question": "Why?", "answer": ""}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl, row 61: the completion is empty"):
         smoke(answers, [], lambda line: None)
+    said: list[str] = []
+    smoke(answers, ["data.bad_rows=skip"], said.append)
+    assert any("rows of data.files" in line for line in said)
 
 
 def test_only_an_earlier_smoke_test_is_cleared(answers: Path, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def smol(end: str, marked: bool) -> str:
 
 @pytest.mark.parametrize(("end", "marked"), [("<|im_end|>", False), ("<|im_end|>", True), ("", False)])
 def test_every_byte_that_the_assistant_wrote_carries_loss_and_no_other(end: str, marked: bool) -> None:
+    from sophia_integrations.text.bad_rows import Tally
     from sophia_integrations.text.encode import Encoder
     from sophia_integrations.text.rows import Row
     from sophia_integrations.text.source import Side, Source
@@ -109,7 +110,7 @@ def test_every_byte_that_the_assistant_wrote_carries_loss_and_no_other(end: str,
     tokenizer = train_tokenizer(source, 260, 2, lambda line: None)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = smol(end, marked)
-    (example,) = Encoder("chat", "finetune", tokenizer, 500)([row])
+    (example,) = Encoder("chat", "finetune", tokenizer, 500)([row], Tally())
     learned = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
     stop = end or "\n"  # where nothing else ends a turn, the line does
     assert tokenizer.decode(learned) == f"  Ich, Österreich!\n{stop}So.{stop}"

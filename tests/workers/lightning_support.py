@@ -7,6 +7,7 @@ from support import VOCABULARY, FixedLabels, Toy, fixed_labels, tiny_model, toke
 from torch.utils.data import DataLoader, Dataset
 
 from sophia_integrations import SophiaG
+from sophia_integrations.curvature.rows import count_rows
 from sophia_integrations.lightning import CausalLM, SophiaCallback
 
 FILTERS = [
@@ -136,6 +137,11 @@ def updates(trainer):
     stats = sophia_of(trainer).stats()
     assert stats["hessian_skipped"] == 0
     return stats["hessian_updates"]
+
+
+def rows_remembered(optimizer):
+    """Rows of each micro-batch that waits for the next estimate."""
+    return [count_rows(batch, 0) for batch in optimizer.estimator._tap._remembered]
 
 
 def hessian_of(trainer, module):

@@ -55,11 +55,14 @@ if layout == "ddp-hutchinson":
     estimator = Hutchinson(model, fraction=1.0, units=64, loss=toy_loss)
 optimizer = SophiaG(wrapped.parameters(), lr=1e-2, betas=(0.9, 0.5), rho=0.1, estimator=estimator, hessian_interval=2)
 for step in range(steps):
+    unseen = {"fsdp-one-unseen": [1], "fsdp-none-seen": [0, 1]}.get(layout, []) if step == 0 else []
+    model.train(rank not in unseen)
     if layout == "empty" and rank == 1:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
     else:
-        for x, labels in toy_batches(step, data_rank):
+        rows = 0 if (layout, rank, step) == ("fsdp-one-without-rows", 1, 0) else 4
+        for x, labels in toy_batches(step, data_rank, rows):
             F.cross_entropy(wrapped(x, labels=labels), labels, reduction="sum").backward()
     if layout == "empty":
         for p in model.parameters():
@@ -77,7 +80,8 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-stats = {k: float(v) for k, v in optimizer.stats().items() if k not in ("hessian_seconds", "hessian_quantiles")}
+_NOT_NUMBERS = ("hessian_seconds", "hessian_quantiles", "ratio_quantiles")
+stats = {k: float(v) for k, v in optimizer.stats().items() if k not in _NOT_NUMBERS}
 h = {n: full(optimizer.state[p]["hessian"]) for n, p in model.named_parameters() if p in optimizer.state}
 weights = {n: full(p.detach()) for n, p in model.named_parameters()}
 if len(sys.argv) > 4:

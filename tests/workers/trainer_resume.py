@@ -19,12 +19,14 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-out, mode, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+out, mode, dtype, optim = Path(sys.argv[1]), *sys.argv[2:5]
+extra = ",basis_interval=3,basis_warmup=2" if optim == "sophia_eigen" else ",rho=0.05"
 trainer = make_trainer(
     out,
     model=tiny_model(resid_pdrop=0.1).to(getattr(torch, dtype)),
     callbacks=[KillAt(13)] if mode == "killed" else None,
-    optim_args="rho=0.05,hessian_interval=4",
+    optim=optim,
+    optim_args=f"hessian_interval=4{extra}",
     max_steps=20,
     logging_steps=1,
     save_strategy="steps",
@@ -37,7 +39,9 @@ torch.save(
     {
         "weights": [p.detach() for p in trainer.model.parameters()],
         "state": [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]],
-        "counters": {k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")},
+        "counters": {
+            k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped", "auto_rho")
+        },
         "losses": {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e},
     },
     out / f"{mode}.pt",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ...hf.arguments import parse_optim_args, refuse_foreign_arguments
+from ...hf.arguments import parse_optim_args, refuse_foreign_arguments, without_effect
 from ...text.files import matches
 from . import words
 from .homes import unknown_key
@@ -35,7 +35,6 @@ _AT_LEAST_ONE = {
 }  # fmt: skip
 _POSITIVE = {"num_train_epochs", "logging_steps", "eval_steps", "save_steps"}
 _NOT_NEGATIVE = {"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed", "lora_dropout"}
-_ADAM_ONLY = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def check_framework_words(raw: dict[str, Any], draft: Draft) -> None:
@@ -93,10 +92,8 @@ def _check_optimizer(training: dict[str, Any], draft: Draft) -> None:
                 if part.count("=") != 1:
                     draft.add(("training", "optim_args"), f"expected name=value,name=value, found {part!r} in it")
         return
-    for name in _ADAM_ONLY:
-        if name in training:
-            draft.add(("training", name), f"has no effect with optim: {optim}; use beta1, beta2, eps in optim_args",
-                      key=True)  # fmt: skip
+    for name, message in without_effect(optim, training).items():
+        draft.add(("training", name), message, key=True)
     if isinstance(arguments, str):
         try:
             refuse_foreign_arguments(optim, parse_optim_args(arguments))

@@ -39,10 +39,10 @@ def _construct_training(training: dict[str, Any], draft: Draft) -> None:
     except Exception as error:  # it raises of every kind, ImportError for a missing package among them
         return _add_named(error, training, ("training",), draft)
     if str(getattr(arguments.optim, "value", arguments.optim)).startswith("sophia"):
-        probe = torch.nn.Linear(1, 1)
+        probe = torch.nn.Linear(2, 2)
         try:
             chosen, options = Trainer.get_optimizer_cls_and_kwargs(arguments, probe)
-            chosen(probe.parameters(), **options)
+            chosen(options.pop("params", None) or probe.parameters(), **options)
         except ValueError as error:
             message = str(error).removeprefix("optim_args: ")
             draft.add(("training", "optim_args" if "optim_args" in training else "optim"), message)

@@ -64,10 +64,11 @@ class Columns(_Section):
 class Data(_Section):
     """Exactly one of ``source``, ``files`` and ``hub``.
 
-    A text file is one document; a line of ``.jsonl`` and a row of ``.json``, ``.csv``, ``.parquet`` or a data set is
-    one too.  Without ``validation_files`` or ``hub.validation_split`` about ``validation_fraction`` of the documents
-    is held out.  ``format`` follows from the task when left out; a document longer than ``block_size`` tokens is cut,
-    except where text is packed into blocks.
+    A text file is one document; a line of ``.jsonl`` and a row of ``.json``, ``.csv``, ``.parquet``, ``.arrow`` or a
+    data set is one too.  Without ``validation_files`` or ``hub.validation_split`` about ``validation_fraction`` of the
+    documents is held out.  ``format`` follows from the task when left out; a document longer than ``block_size`` tokens
+    is cut, except where text is packed into blocks.  A bad row is an error, or with ``bad_rows: skip`` left out and
+    counted.
     """
 
     source: Literal["python-stdlib"] | None = None
@@ -80,6 +81,7 @@ class Data(_Section):
     block_size: Annotated[int, Field(ge=2)]
     packing: bool | None = None
     streaming: bool = False
+    bad_rows: Literal["error", "skip"] = "error"
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
@@ -108,6 +110,8 @@ class Recipe(_Section):
         """Plain values with the defaults filled in, but for those that have no part in this recipe."""
         settings = self.model_dump(exclude_none=True)
         data = settings["data"]
+        if self.data.bad_rows == "error":
+            del data["bad_rows"]
         if self.task != "masked-lm":
             del data["mask_probability"]
         if self.data.validation_files is not None or self.data.hub and self.data.hub.validation_split is not None:

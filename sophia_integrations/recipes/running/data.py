@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SOURCE = {
     "source", "files", "hub", "validation_files", "validation_fraction", "format", "columns", "streaming",
+    "bad_rows",
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def _build_plan(
     from ..reading.schema import Recipe
     from .batch_text import describe_batch, first_batch
     from .data import load_data
-    from .memory import optimizer_maker, weigh
+    from .memory import groups_of, optimizer_maker, weigh
     from .model import empty_model
     from .plan import Batch, Plan, checkpoints_kept, disk_in_words, length_of, passes_of
     from .run import refused_optimizer
@@ -73,7 +73,7 @@ def _build_plan(
     plan = Plan(
         model.config.model_type,
         optimizer,
-        weigh(model, optimizer_maker(arguments)),
+        weigh(model, optimizer_maker(arguments), groups_of(arguments, model)),
         Batch(
             arguments.train_batch_size,
             arguments.gradient_accumulation_steps,
@@ -93,4 +93,5 @@ def _make_optimizer(arguments: Any, model: Any) -> None:
     from transformers import Trainer
 
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    kind([parameter for parameter in model.parameters() if parameter.requires_grad], **options)
+    trained = options.pop("params", None) or [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind(trained, **options)

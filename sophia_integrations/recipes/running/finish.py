@@ -56,6 +56,7 @@ def finish(
         names=names,
         hessian_updates=_hessian_updates(trainer),
         packages=_PACKAGES,
+        skipped_rows=data.skipped_rows,
     )
     complete(folder, summary, any("loss" in event for event in events), say)
 

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...optim.basis import layout_of
+
 _SIDES = (32, 48, 64, 80, 96)  # all different, so that a side of an optimizer's state tells where it comes from
 _PACKED = ("8bit", "4bit", "bnb", "galore", "apollo", "lomo")  # their state depends on more than sides and types
+
+_BY_GROUPS = "sophia_eigen"  # makes its own parameter groups, from the model
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,15 @@ class Weight:
         return (kept + 1) * (self.saved + state) + self.saved
 
 
-def weigh(model: nn.Module, make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None) -> Weight:
-    """The sizes of `model` in training; `make_optimizer` makes its optimizer for any parameters."""
+def weigh(
+    model: nn.Module,
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None,
+    groups: list[dict[str, Any]] | None = None,
+) -> Weight:
+    """The sizes of `model` in training; `make_optimizer` makes its optimizer for any parameters.
+
+    With `groups`, which `param_groups` made, the state is that of Sophia and AdamW on them.
+    """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights, gradients = _bytes(parameters), _bytes(trained)
@@ -51,7 +62,7 @@ def weigh(model: nn.Module, make_optimizer: Callable[[list[nn.Parameter]], Optim
         sum(parameter.numel() for parameter in trained),
         weights,
         gradients,
-        _state_bytes(make_optimizer, trained) if make_optimizer is not None else None,
+        _state_of_groups(groups) if groups is not None else _state_bytes(make_optimizer, trained),
         gradients if any(hasattr(module, "peft_config") for module in model.modules()) else weights,
     )
 
@@ -61,7 +72,8 @@ def optimizer_maker(arguments: Any) -> Callable[[list[nn.Parameter]], Optimizer]
     more than the parameters."""
     from transformers import Trainer
 
-    if any(sign in str(getattr(arguments.optim, "value", arguments.optim)) for sign in _PACKED):
+    optim = str(getattr(arguments.optim, "value", arguments.optim))
+    if optim == _BY_GROUPS or any(sign in optim for sign in _PACKED):
         return None
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
@@ -75,8 +87,34 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _state_bytes(make_optimizer: Callable[[list[nn.Parameter]], Optimizer], parameters: Sequence[Tensor]) -> int | None:
+def groups_of(arguments: Any, model: nn.Module) -> list[dict[str, Any]] | None:
+    """The parameter groups that the optimizer of TrainingArguments makes itself; None where the Trainer makes them."""
+    from transformers import Trainer
+
+    if getattr(arguments.optim, "value", arguments.optim) != _BY_GROUPS:
+        return None
+    return Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]["params"]
+
+
+def _state_of_groups(groups: list[dict[str, Any]]) -> int:
+    """m and h in float32, factors and eigenvectors; of AdamW two numbers of the parameter's dtype."""
+    total = 0
+    for group in groups:
+        sophia = group.get("update", "sophia") == "sophia"
+        for param in group["params"]:
+            total += param.numel() * (8 if sophia else 2 * param.element_size())
+            if sophia and group.get("basis"):
+                layout = layout_of(param.shape, group.get("basis_max_dim"), group.get("basis_flatten", False))
+                total += 4 * layout.floats if layout is not None else 0
+    return total
+
+
+def _state_bytes(
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None, parameters: Sequence[Tensor]
+) -> int | None:
     """Asked of the optimizer itself: one step on small tensors shows which sides of a parameter its state has."""
+    if make_optimizer is None:
+        return None
     rules: dict[tuple[int, torch.dtype], list[tuple[list[int], int]]] = {}
     total = 0
     try:

@@ -17,7 +17,7 @@ from .data import load_data
 from .disk import disk_trouble, reason, require_room, unwritable
 from .finish import finish
 from .folder import RunFolder
-from .memory import optimizer_maker, weigh
+from .memory import groups_of, optimizer_maker, weigh
 from .model import build_model
 from .plan import checkpoints_kept, length_of, size_in_words
 from .processes import Processes
@@ -41,7 +41,7 @@ def run(folder: RunFolder, settings: dict[str, Any], processes: Processes, say: 
     tokenizer, data = processes.in_turn(lambda: load_data(recipe, folder, arguments.seed, say))
     say(data.describe())
     model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
-    weight = weigh(model, optimizer_maker(arguments))
+    weight = weigh(model, optimizer_maker(arguments), groups_of(arguments, model))
     rows = len(data.train) if "train" in data.counts else None  # type: ignore[arg-type]
     length = length_of(arguments, rows, processes.count)
     missing = max(0, checkpoints_kept(arguments, length) - len(list(folder.path.glob("checkpoint-*"))))

@@ -25,6 +25,7 @@ def summarize(
     names: dict[str, str],
     hessian_updates: int | None,
     packages: Sequence[str],
+    skipped_rows: int | None = None,
 ) -> dict[str, Any]:
     """What ``summary.json`` holds.  Losses are in nats per token; ``seconds`` is training time of all sessions.
 
@@ -36,6 +37,7 @@ def summarize(
         names: of the model, the optimizer and the device.
         hessian_updates: estimates made; None for an optimizer without.
         packages: whose versions matter.
+        skipped_rows: left out of the data as bad; None where they are errors.
     """
     train = [event for event in events if "loss" in event]
     evaluations = [event for event in events if "eval_loss" in event]
@@ -58,6 +60,8 @@ def summarize(
         summary["trained_parameters"] = trained
     if hessian_updates is not None:
         summary["hessian_updates"] = hessian_updates
+    if skipped_rows is not None:
+        summary["skipped_rows"] = skipped_rows
     if shares:
         summary["hessian_time_fraction"] = round(sum(shares) / len(shares), 4)
     from ... import __version__
@@ -79,7 +83,8 @@ def complete(folder: RunFolder, summary: dict[str, Any], logged: bool, say: Call
     shown = ", ".join(f"{name} loss {missing if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
     if summary.get("eval_accuracy") is not None:
         shown += f", validation accuracy {summary['eval_accuracy']:.4f}"
-    say(f"{shown} after {summary['steps']} steps and {summary['seconds']:.0f} s")
+    skipped = f", {summary['skipped_rows']:,} bad rows skipped" if summary.get("skipped_rows") else ""
+    say(f"{shown} after {summary['steps']} steps and {summary['seconds']:.0f} s{skipped}")
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:

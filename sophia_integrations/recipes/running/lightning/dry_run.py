@@ -62,10 +62,12 @@ def _plan(cli: SophiaCLI, data: Prepared, rows: int, processes: int) -> Plan:
     from torch import nn
 
     from ....lightning import CausalLM
+    from ....optim import param_groups
     from .finish import model_name
 
     module, trainer = cli.model, cli.trainer
     make = module._make_optimizer if isinstance(module, CausalLM) else None
+    groups = param_groups(module.model, **module.groups) if getattr(module, "groups", None) is not None else None
     optimizer = make([nn.Parameter(nn.Linear(1, 1).weight.detach())]) if make is not None else None
     batch = Batch(rows, trainer.accumulate_grad_batches, processes, data.tokens_per_row)
     per_epoch = max(1, math.ceil(len(data.train) // (rows * processes) / batch.accumulated))  # type: ignore[arg-type]
@@ -74,7 +76,7 @@ def _plan(cli: SophiaCLI, data: Prepared, rows: int, processes: int) -> Plan:
     return Plan(
         model_name(module),
         type(optimizer).__name__ if optimizer is not None else "its own",
-        weigh(module, make),
+        weigh(module, make, groups),
         batch,
         Length(steps, steps / per_epoch, len(data.train)),  # type: ignore[arg-type]
         _passes(optimizer, trainer.callbacks),

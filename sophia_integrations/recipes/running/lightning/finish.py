@@ -63,6 +63,7 @@ def finish(
         names=names,
         hessian_updates=sophia.param_groups[0]["hessian_updates"] if sophia is not None else None,
         packages=_PACKAGES,
+        skipped_rows=getattr(getattr(cli.datamodule, "prepared", None), "skipped_rows", None),
     )
     complete(folder, summary, any("loss" in event for event in events), say)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ....errors import UserError
 from ....text import formats
+from ....text.bad_rows import HINT
 from ....text.documents import read_documents, standard_library
 from ....text.files import find, kind_of
-from ....text.rows import Row, StreamRows, column_names, read_files, read_hub
-from ....text.split import require_good
+from ....text.readers import read_files, read_hub, with_index
+from ....text.rows import Row, StreamRows, Table
+from ....text.split import problem_of
 
 _ROWS, _HELD = 160, 16
 _DOCUMENT, _TEXT = 4_000, 120_000  # characters kept of a document, and of all
@@ -55,12 +57,13 @@ def sample(data: Mapping[str, Any], task: str) -> Sample:
         made = made_up_rows(format, (row.values["text"] for row in _library()), _ROWS)
         note = f"{hub['path']} {why(error)}; made-up rows of format {format} take its place"  # type: ignore[index]
         return Sample(format, made[_HELD:], made[:_HELD], note)
-    taken = _take(rows, format)
+    skip = data.get("bad_rows") == "skip"
+    taken = _take(rows, format, skip)
     if hub is not None and hub.get("validation_split") or data.get("validation_files"):
         held_data = {**data, "files": data.get("validation_files")}
         if hub is not None:
             held_data["hub"] = {**hub, "split": hub.get("validation_split")}
-        held = _take(_rows(held_data, task, format, columns)[0], format)[:_HELD]
+        held = _take(_rows(held_data, task, format, columns)[0], format, skip)[:_HELD]
     else:
         cut = min(_HELD, max(1, len(taken) // 5))
         held, taken = taken[:cut], taken[cut:]
@@ -78,7 +81,7 @@ def _rows(
 ) -> tuple[Iterator[Row], str, str]:
     if data.get("hub") is not None:
         hub = data["hub"]
-        table, where = _hub(hub)
+        table = _hub(hub)
         note = f"data.hub {hub['path']}"
     elif data.get("files") is not None:
         paths = find(data["files"], "data.files")
@@ -86,12 +89,12 @@ def _rows(
         note = f"data.files ({paths[0].name}{', …' if len(paths) > 1 else ''})"
         if kind == "text":
             return iter(read_documents(paths[:_ROWS])), formats.choose_format(task, format, None, columns), note
-        table, where = read_files(paths, kind, streaming=True)
+        table = read_files(paths, kind, streaming=True)
     else:
         return iter(_library()), formats.choose_format(task, format, None, columns), "the standard library"
-    names = column_names(table)
+    names = table.names
     chosen = formats.choose_format(task, format, names, columns)
-    stream = StreamRows(table, formats.choose_columns(chosen, names, columns, note), where)
+    stream = StreamRows(table, formats.choose_columns(chosen, names, columns, note))
     return iter(stream), chosen, note
 
 
@@ -107,25 +110,29 @@ def why(error: BaseException) -> str:
     return "is not on this machine" if offline else f"cannot be loaded ({text})"
 
 
-def _hub(hub: Mapping[str, Any]) -> tuple[Any, Callable[[int], str]]:
+def _hub(hub: Mapping[str, Any]) -> Table:
     """Streamed, so that nothing is fetched whole; a copy in the cache of `datasets` can only be read as it is."""
     arguments = (hub["path"], hub.get("name"), hub.get("split") or "train", hub.get("revision"))
     try:
         return read_hub(*arguments, streaming=True)
     except UserError:
         try:
-            table, where = read_hub(*arguments)
+            table = read_hub(*arguments)
         except UserError as error:
             raise _NotHere(str(error)) from None
-        return table.to_iterable_dataset(), where
+        return replace(table, data=with_index(table.data.to_iterable_dataset()))
 
 
-def _take(rows: Iterator[Row], format: str) -> list[dict[str, Any]]:
+def _take(rows: Iterator[Row], format: str, skip: bool) -> list[dict[str, Any]]:
     """The first good rows with text; of a classification more, until there is a second label."""
     taken: list[dict[str, Any]] = []
     size = 0
     for row in itertools.islice(rows, _SEARCHED):
-        require_good(format, row)
+        problem = problem_of(format, row)
+        if problem is not None and skip:
+            continue
+        if problem is not None:
+            raise UserError(f"{row.place}: {problem}; {HINT}")
         values = dict(row.values)
         if format == "text":
             values["text"] = values["text"][:_DOCUMENT]

@@ -1,0 +1,103 @@
+"""ρ by itself: the trust region is set by the share of coordinates that it leaves alone, which falls over a run.
+
+Which ρ is good differs tenfold between models and lengths; the share of unclipped coordinates that good runs have does
+not. So ρ becomes, after each estimate, the s-quantile of |m|/h over all coordinates together: s of them lie below and
+are not clipped. s falls from its start to its end in proportion to the learning rate, whose peak is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .basis import Basis
+from .functional import Rule, chunk_length
+from .gradients import usable_gradient
+from .sharding import SumOverShards, local
+from .state import Groups, States, note, state_of
+
+UNCLIPPED = (0.6, 0.3)
+"""The share left alone at the peak of the learning rate, and where it is 0."""
+
+BINS_PER_OCTAVE = 16
+LOWEST, HIGHEST = -64, 64
+BINS = BINS_PER_OCTAVE * (HIGHEST - LOWEST)
+"""Bins of log₂(|m|/h), from 2⁻⁶⁴ to 2⁶⁴ in steps of 4.4 %; the first and the last take what lies beyond."""
+
+
+def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Rule, basis: Basis | None) -> Tensor:
+    """Counts of |m|/h on a logarithmic scale, int64 [BINS], with m as the coming update will follow it.
+
+    Coordinates without curvature (h ≤ 0) have no ratio and are not counted.
+
+    Args:
+        grad, exp_avg, hessian: as for `sophia_update`, before it.
+        basis: of the parameter; None for weight coordinates.
+    """
+    counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
+    length = max(1, grad.numel() if basis is not None else chunk_length(grad))
+    scale = rule.momentum_scale / rule.hessian_scale
+    for g, m, h in zip(*(x.reshape(-1).split(length) for x in (grad, exp_avg, hessian)), strict=True):
+        _, g = usable_gradient(g, m.dtype, rule.maximize)
+        followed = rule.momentum(m.lerp(g, 1 - rule.beta1), g)
+        if basis is not None:
+            followed = basis.into(followed.view(grad.shape)).reshape(-1)
+        bins = followed.abs().mul_(scale).div_(h).log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
+        bins = torch.where((h > 0) & ~bins.isnan(), bins, BINS).long()
+        counts += torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
+    return counts
+
+
+def quantile_of(histogram: Tensor, share: float) -> float | None:
+    """The value of |m|/h that `share` of the counted coordinates lie below; None where nothing was counted.
+
+    Within a bin the counts are spread evenly on the logarithmic scale. Waits for the device.
+    """
+    counts = histogram.double().cpu().cumsum(0)
+    total = float(counts[-1])
+    if total == 0:
+        return None
+    wanted = share * total
+    index = min(int(torch.searchsorted(counts, wanted)), BINS - 1)
+    below = float(counts[index - 1]) if index else 0.0
+    inside = float(counts[index]) - below
+    position = index + ((wanted - below) / inside if inside else 0.5)
+    return 2.0 ** (LOWEST + position / BINS_PER_OCTAVE)
+
+
+def deciles_of(histogram: Tensor | None) -> list[float | None] | None:
+    """The values of |m|/h that 10, 20, …, 90 % lie below; None without a histogram."""
+    return None if histogram is None else [quantile_of(histogram, tenths / 10) for tenths in range(1, 10)]
+
+
+def share_at(lr: float, peak_lr: float, start: float, end: float) -> float:
+    """s of the present step: `start` at the peak of the learning rate, `end` where it is 0, linear between."""
+    return end + (start - end) * (min(1.0, lr / peak_lr) if peak_lr > 0 else 1.0)
+
+
+def measured_ratios(groups: Groups, states: States, bases: Mapping[Tensor, Basis]) -> Tensor | None:
+    """The histogram of |m|/h over all of Sophia's coordinates and ranks, on the CPU; None without a gradient."""
+    histogram = SumOverShards()
+    for group in groups:
+        if group["update"] != "sophia":
+            continue
+        rule = Rule.of(group)
+        for param in group["params"]:
+            if param.grad is not None:
+                state = state_of(states, param)
+                tensors = (local(x) for x in (param.grad, state["exp_avg"], state["hessian"]))
+                histogram.add(param, log_ratio_histogram(*tensors, rule, bases.get(param)))
+    return histogram.total()
+
+
+def set_rho(groups: Groups, histogram: Tensor) -> None:
+    """Where ρ is "auto", make it the quantile of `histogram` that the learning rate asks for."""
+    automatic = next((g for g in groups if g["update"] == "sophia" and g["rho"] == "auto"), None)
+    if automatic is None:
+        return
+    lr = float(automatic["lr"])
+    peak = max(lr, automatic["peak_lr"], float(automatic.get("initial_lr", 0.0)))
+    rho = quantile_of(histogram, share_at(lr, peak, *automatic["unclipped"]))
+    note(groups, peak_lr=peak, auto_rho=automatic["auto_rho"] if rho is None else rho)
