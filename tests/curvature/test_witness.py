@@ -261,6 +261,19 @@ def test_compiled_models_are_heard(how):
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own
+def test_a_model_compiled_as_one_graph_trains_without_being_heard():
+    torch._dynamo.reset()
+    inner = nn.Linear(5, CLASSES)
+    model = torch.compile(inner, backend="aot_eager", fullgraph=True)
+    optimizer = SophiaG(inner.parameters(), hessian_interval=2, estimator=GaussNewtonBartlett(inner))
+    for _ in range(3):
+        F.cross_entropy(model(torch.randn(ROWS, 5)), labels()).backward()
+        optimizer.step()
+    assert optimizer.stats()["hessian_updates"] == 2
+
+
 def test_training_gradients_are_bit_identical_and_nothing_is_kept():
     def gradients(heard):
         torch.manual_seed(0)
