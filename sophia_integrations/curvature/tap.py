@@ -72,9 +72,12 @@ class Tap:
 
     def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A call of the model has returned: where it is remembered, the listener waits for its gradient."""
-        if self.open and self.listener is not None:
-            # torch.compile traces the hooks of a module along with it, and cannot trace one on a gradient.
-            (_outside_the_graph if torch.compiler.is_compiling() else Tap._listen)(self, module, output)
+        if not self.open or self.listener is None:
+            return
+        if not torch.compiler.is_compiling():
+            self._listen(module, output)
+        elif _graph_may_break():  # torch.compile traces the hooks of a module, and cannot trace one on a gradient
+            _outside_the_graph(self, module, output)
 
     def _listen(self, module: nn.Module, output: Any) -> None:
         batch, self._running = self._running, None
@@ -105,6 +108,20 @@ def taps_paused():
 
 
 _outside_the_graph = torch._disable_dynamo(Tap._listen)
+
+
+def _graph_may_break() -> bool:
+    """Whether the trace under way may leave the graph: not with `fullgraph=True`, which then goes without a witness."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        trace = InstructionTranslator.current_tx()
+        return not (trace.output.root_tx.one_graph or getattr(trace, "error_on_graph_break", False))
+    except Exception:  # torch's internals are not promised
+        return False
+
+
+_graph_may_break._dynamo_marked_constant = True  # asked while tracing, and a constant of the graph
 
 
 class _Hook:
