@@ -101,14 +101,20 @@ def test_the_trainers_mask_and_the_witness_agree_on_every_row(tmp_path):
 
 
 def test_shift_labels_lie_one_to_the_left_of_labels():
-    """`shift_labels` come moved already, and the last of them counts: it may be the first label of another rank."""
+    """`shift_labels` come moved already, and the last of them counts: it may be the first label of another rank.
+
+    Behind virtual tokens the first label has a position before it, and counts where the labels themselves are given.
+    """
     labels = torch.tensor([[-100, 5, 6, 7], [4, 5, -100, 7]])
     shifted = torch.tensor([[5, 6, 7, -100], [5, -100, 7, -100]])
     model = tiny_model()
     for virtual in (0, 2):
-        wanted, readout = F.pad(shifted, (virtual, 0), value=-100), CausalLMReadout(virtual_tokens=virtual)
+        readout = CausalLMReadout(virtual_tokens=virtual)
         for given in ({"labels": labels}, {"shift_labels": shifted}, {"labels": labels, "shift_labels": shifted}):
             batch = MicroBatch((), {"input_ids": labels.clamp(min=0), **given}, None, None)
+            wanted = F.pad(shifted, (virtual, 0), value=-100)
+            if "shift_labels" not in given:
+                wanted = F.pad(labels, (virtual, 1), value=-100)[:, 1:]
             assert torch.equal(readout.aligned(readout.labels(model, batch)), wanted)
 
 
