@@ -315,3 +315,34 @@ def test_the_number_of_predictions_of_the_window_is_the_noise_floors():
         step = (before * (1 - 1e-4 * 0.1) - model.net[0].bias.detach()) / 1e-4
         torch.testing.assert_close(step, (g / (h / 4).sqrt().clamp_min(1e-12)).clamp(-1, 1), rtol=1e-2, atol=1e-2)
         model.zero_grad()
+
+
+def test_units_before_the_one_that_comes_in_parts_count_once():
+    """Only one row's gradient comes in parts; the units before it are squared anew, and counted anew."""
+
+    class Seldom(nn.Module):
+        def __init__(self, recompute):
+            super().__init__()
+            self.recompute, self.shared = recompute, nn.Linear(6, 6)
+
+        def forward(self, x):
+            seldom = self.recompute and bool(x[:, 0].mean() > 0)
+            x = x.requires_grad_()
+            block = lambda x: torch.tanh(self.shared(x))  # noqa: E731
+            return self.shared(checkpoint(block, x, use_reentrant=True) if seldom else block(x))
+
+    def first_h(recompute, row):
+        torch.manual_seed(0)
+        model = Seldom(recompute)
+        estimator = GaussNewtonBartlett(model, fraction=1.0, units=8)
+        optimizer = SophiaG([model.shared.weight], **STILL, estimator=estimator)
+        x = torch.randn(8, 6)
+        x[:, 0] = -x[:, 0].abs()
+        x[row, 0] = 0.1
+        F.cross_entropy(model(x), torch.randint(6, (8,))).backward()
+        optimizer.step()
+        assert estimator._squares_on_arrival == (not recompute)
+        return optimizer.state[model.shared.weight]["hessian"]
+
+    for row in (0, 5):
+        torch.testing.assert_close(first_h(True, row), first_h(False, row), rtol=1e-5, atol=1e-9)

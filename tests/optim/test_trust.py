@@ -232,7 +232,7 @@ def test_one_rho_for_all_groups_and_adamw_does_not_count():
     steep, flat, number = (torch.nn.Parameter(normal(60, 50, seed=i)) for i in range(3))
     embedding = torch.nn.Parameter(normal(100, 50, seed=3))
     groups = [
-        {"params": [embedding], "update": "adamw"},
+        {"params": [embedding], "update": "adamw", "rho": 7.0},
         {"params": [steep], "unclipped": (0.5, 0.3)},
         {"params": [flat], "unclipped": (0.9, 0.3)},
         {"params": [number], "rho": 0.01},
