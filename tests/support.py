@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
@@ -149,6 +150,14 @@ def hand_estimate(model, rows):
         for (name, _), g in zip(named.items(), torch.autograd.grad(loss, list(named.values())), strict=True):
             sums[name] += g.square()
     return {name: s / n for name, s in sums.items()}
+
+
+def through_file(obj):
+    """What `torch.save` and a safe `torch.load` make of it."""
+    file = io.BytesIO()
+    torch.save(obj, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def run_worker(name, *arguments, processes=1, timeout=150, expect=0):

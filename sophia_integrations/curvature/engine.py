@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate
 from ..optim.checks import warn_caller
+from ..optim.sharding import is_distributed
 from ..ranges import require_in_range
 from .isolation import isolated
 from .readout import Readout, readout_for
-from .reduction import NO_COORDINATES, DiagonalSum, is_distributed, is_flattened, is_sharded, rank_of
+from .reduction import NO_COORDINATES, DiagonalSum, is_flattened, is_sharded, rank_of
 from .rows import rows_stand_alone, shape_of_selection
 from .sampling import choose_units, key_to_seed, keyed_generator
 from .tap import MicroBatch, Tap, model_device, taps_paused

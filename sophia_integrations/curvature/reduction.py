@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate, local
+from ..optim.sharding import is_distributed
 
 NO_COORDINATES: Mapping[Tensor, Coordinates] = MappingProxyType({})
 
@@ -215,11 +216,6 @@ def is_sharded(model: nn.Module) -> bool:
 def is_flattened(model: nn.Module) -> bool:
     """Whether `model` is under FSDP1 (`FullyShardedDataParallel`), whose parameters have lost their shapes."""
     return not is_sharded(model) and any(getattr(m, "_is_fsdp_managed_module", False) for m in model.modules())
-
-
-def is_distributed(group: dist.ProcessGroup | None) -> bool:
-    """Whether `group` (None: the default group) has several ranks in this process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 def rank_of(group: dist.ProcessGroup | None) -> int:

@@ -60,7 +60,8 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
     adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if "adamw_lr" in options:
         adamw["lr"] = options.pop("adamw_lr")
-    kwargs["hessian_interval"] = options.pop("hessian_interval", 10)
+    if "hessian_interval" in options:
+        kwargs["hessian_interval"] = options.pop("hessian_interval")
     kwargs["params"] = param_groups(model, weight_decay=args.weight_decay, adamw=adamw, **options)
     return optimizer, kwargs
 

@@ -36,7 +36,7 @@ class SophiaCallback(Callback):
 
     Args:
         model: the submodule that `training_step` calls to get the predictions, or its dotted name.
-        readout: where predictions and labels are; with `sophia_logits` only its likelihood is used.
+        readout: where predictions and labels are; with `sophia_logits` only its likelihood and dimensions.
         fraction: share of the rows of the accumulation window that the pass uses on each rank, in (0, 1].
         units: independent units that they form on each rank; the noise of an estimate falls with its square root.
         seed: key of the labels that the pass draws.

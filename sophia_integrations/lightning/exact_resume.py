@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..optim.sharding import is_distributed
+
 
 class ExactResume(Callback):
     """Stores the random states of every rank with each checkpoint, and sets them again where training goes on.
@@ -25,13 +27,13 @@ class ExactResume(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         ranks: list[Any] = [random_states()]
-        if _several_ranks():
+        if is_distributed(None):
             ranks = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, random_states())
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if _several_ranks() else (0, 1)
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if is_distributed(None) else (0, 1)
         self._own = state_dict["ranks"][rank] if len(state_dict["ranks"]) == ranks else None
         if self._own is not None:
             set_random_states(self._own)
@@ -41,10 +43,6 @@ class ExactResume(Callback):
         if self._own is not None and trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:
             set_random_states(self._own)
         self._own = None
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def random_states() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from .gradients import finite_mask
 from .sharding import local
 
 AS_TORCH = {"betas": (0.9, 0.999), "eps": 1e-8}
@@ -35,11 +35,13 @@ def adamw_update(group: dict[str, Any], states: Mapping[Tensor, dict[str, Tensor
 
 def _on_one_device(params: list[Tensor], states: Mapping[Tensor, dict[str, Tensor]], group: dict[str, Any]) -> Tensor:
     on_host = params[0].device.type == "cpu"
-    unusable = [p for p in params if not (on_host and math.isfinite(local(p.grad).sum(dtype=torch.float32)))]
-    counts = [local(p.grad).numel() - local(p.grad).isfinite().sum() for p in unusable]
-    bad = torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.int64, device=params[0].device)
+    masks = {p: mask for p in params if (mask := finite_mask(local(p.grad))) is not None}
+    counts = {p: mask.numel() - mask.sum() for p, mask in masks.items()}
+    bad = torch.zeros((), dtype=torch.int64, device=params[0].device)
+    if counts:
+        bad = torch.stack(list(counts.values())).sum()
     if on_host:
-        spoilt = {p for p, count in zip(unusable, counts, strict=True) if count}
+        spoilt = {p for p, count in counts.items() if count}
         params = [p for p in params if p not in spoilt]
     held = [_state_of(p, states[p]) for p in params]
     adamw(

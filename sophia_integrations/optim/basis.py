@@ -248,15 +248,20 @@ class _full_float32:
         setattr(torch.backends.cuda.matmul, self._name, self._before)
 
 
+def asked_layout(param: Tensor, group: Mapping[str, Any]) -> Layout | None:
+    """How `group` asks for a parameter to be rotated; None where it is not."""
+    if group["update"] != "sophia" or group["basis"] is None:
+        return None
+    return layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"])
+
+
 def basis_layout(param: Tensor, group: Mapping[str, Any]) -> Layout | None:
-    """How a parameter of `group` is rotated; None where it is not.
+    """`asked_layout` of a parameter that is about to be rotated.
 
     Raises:
         ValueError: the matrix is sharded.
     """
-    if group["update"] != "sophia" or group["basis"] is None:
-        return None
-    layout = layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"])
+    layout = asked_layout(param, group)
     if layout is not None and hasattr(param, "to_local"):
         raise ValueError(
             "basis='eigen' rotates whole matrices, and these are sharded over ranks (FSDP2 or tensor parallelism): "

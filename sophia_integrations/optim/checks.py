@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ranges import require_in_range
-from .basis import layout_of
+from .basis import asked_layout
 from .state import Groups
 
 _FIXED_IN_A_RUN = (
@@ -57,11 +57,11 @@ def check_group(group: dict[str, Any], interval: int) -> None:
     if group["hessian_interval"] != interval:
         raise ValueError("hessian_interval must be one value for all groups: there is one Hessian pass.")
     if group["update"] == "sophia" and group["basis"] is not None:
-        options = group["basis_max_dim"], group["basis_flatten"]
-        if not any(layout_of(param.shape, *options) for param in group["params"]):
+        cap = group["basis_max_dim"]
+        if not any(asked_layout(param, group) for param in group["params"]):
             raise ValueError(
                 f"basis={group['basis']!r} rotates matrices, and this parameter group has none"
-                f"{' that basis_max_dim=' + str(options[0]) + ' lets it cut' if options[0] else ''}: leave basis out "
+                f"{f' that basis_max_dim={cap} lets it cut' if cap else ''}: leave basis out "
                 "there, or give the group update='adamw'."
             )
 
@@ -114,7 +114,7 @@ def _check_written_by_sophia(states: Sequence[dict[str, Any]]) -> None:
 
 
 def _check_shapes(index: int, state: dict[str, Any], param: Tensor, group: dict[str, Any]) -> None:
-    layout = layout_of(param.shape, group["basis_max_dim"], group["basis_flatten"]) if group["basis"] else None
+    layout = asked_layout(param, group)
     expected = {**(layout.shapes() if layout else {}), "step": ()}
     for key, value in state.items():
         if isinstance(value, Tensor) and tuple(value.shape) != tuple(expected.get(key, param.shape)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis, basis_layout
-from .gradients import usable_gradient
+from .gradients import finite_mask, usable_gradient
 from .sharding import SumOverShards, local
 from .state import Groups, States, note, state_of
 
@@ -85,6 +85,13 @@ class Rule:
         if tally is not None:
             tally.unclipped += (out.abs() < 1).sum()
         return out
+
+    def average(self, exp_avg: Tensor, grad: Tensor, usable: Tensor | None) -> None:
+        """m ← β₁ m + (1 − β₁) g, in place where `usable` says so (None: everywhere)."""
+        old = exp_avg.clone() if usable is not None else None
+        exp_avg.lerp_(grad, 1 - self.beta1)
+        if usable is not None:
+            exp_avg.copy_(torch.where(usable, exp_avg, old))
 
     def momentum(self, exp_avg: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """What the update follows: m, or with Nesterov β₁ m + (1 − β₁) g, in `out` or a new tensor."""
@@ -193,10 +200,7 @@ def eigenbasis_update(
         Coordinates with a non-finite gradient, which counts as 0; their θ and m stay as they were.
     """
     usable, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
-    old_m = exp_avg.clone() if usable is not None else None
-    exp_avg.lerp_(g, 1 - rule.beta1)
-    if usable is not None:
-        exp_avg.copy_(torch.where(usable, exp_avg, old_m))
+    rule.average(exp_avg, g, usable)
     x = basis.into(rule.momentum(exp_avg, g)).contiguous()
     flat, h = x.view(-1), hessian.reshape(-1)
     rule.ratio(flat, h, flat, torch.empty_like(flat), tally).clamp_(-1, 1)
@@ -237,19 +241,15 @@ def _flat_views(*tensors: Tensor) -> list[Tensor] | None:
 
 def _update_chunk(theta, g, m, h, work, cast, ahead=None, *, bad, rule, tally) -> None:
     """`work`, `cast` and `ahead` are scratch rows; `ahead` holds the momentum that Nesterov follows."""
-    usable = None
-    if m.device.type != "cpu" or not math.isfinite(g.sum(dtype=torch.float32)):
-        usable = torch.isfinite(g)
+    usable = finite_mask(g)
+    if usable is not None:
         bad += g.numel() - usable.sum()
         g = torch.where(usable, g, 0)
     if rule.maximize or g.dtype != m.dtype:
         g = cast.copy_(g)
     if rule.maximize:
         g.neg_()
-    old_m = m.clone() if usable is not None else None
-    m.lerp_(g, 1 - rule.beta1)
-    if usable is not None:
-        m.copy_(torch.where(usable, m, old_m))
+    rule.average(m, g, usable)
     rule.ratio(rule.momentum(m, g, out=ahead), h, work, work, tally).clamp_(-1, 1)
     target = theta if theta.dtype == m.dtype and usable is None else cast.copy_(theta)
     rule.move(target, work)

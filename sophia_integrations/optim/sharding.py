@@ -22,12 +22,17 @@ def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
     return DTensor.from_local(value, param.device_mesh, placements).full_tensor()
 
 
+def is_distributed(group: dist.ProcessGroup | None) -> bool:
+    """Whether `group` (None: the default group) has several ranks in this process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
 def equal_on_all_ranks(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
     """Make `tensor` on every rank of `group` the first rank's, bit for bit; sent only where a checksum differs.
 
     Ranks compute it from equal gradients, but not always on equal processors. All ranks must call this together.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1):
+    if not is_distributed(group):
         return
     bits = tensor.detach().contiguous().view(-1).view(torch.int32).long()
     checksum = (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()

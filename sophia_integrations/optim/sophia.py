@@ -263,7 +263,7 @@ class SophiaG(Optimizer):
 
     @torch.no_grad()
     def stats(self) -> dict[str, Any]:
-        """Diagnostics of the last step; tensors stay on their device until read, nothing is computed before.
+        """Diagnostics: of the clip at the last refresh, of h now; tensors stay on their device until read.
 
         With sharded parameters every rank must call it, as they add up their shards.
 

@@ -1,4 +1,4 @@
-"""Diagnostics computed from m and h on request: nothing runs during training, nothing is read from the device."""
+"""Diagnostics computed from h on request, without waiting for the device; and the figures that every trainer logs."""
 
 from __future__ import annotations
 

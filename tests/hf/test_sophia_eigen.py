@@ -13,6 +13,11 @@ def eigen_trainer(tmp_path, optim_args="hessian_interval=5", **options):
     return make_trainer(tmp_path, optim="sophia_eigen", optim_args=optim_args, **options)
 
 
+def short_run(tmp_path, model, **options):
+    shape = dict(data=token_rows(4), max_steps=8, logging_steps=1)
+    return eigen_trainer(tmp_path, "hessian_interval=3", model=model, **shape, **options)
+
+
 def names(model, group):
     known = {p: n for n, p in model.named_parameters()}
     return {known[p] for p in group["params"]}
@@ -60,17 +65,7 @@ OPTIONS = {
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_short_training_with_each_option(tmp_path, name):
-    trainer = make_trainer(
-        tmp_path,
-        model=tiny_model("llama"),
-        data=token_rows(4),
-        optim="sophia_eigen",
-        optim_args="hessian_interval=3",
-        learning_rate=5e-3,
-        max_steps=8,
-        logging_steps=1,
-        **OPTIONS[name],
-    )
+    trainer = short_run(tmp_path, tiny_model("llama"), learning_rate=5e-3, **OPTIONS[name])
     trainer.train()
     optimizer = sophia_of(trainer)
     assert optimizer.stats()["hessian_updates"] == 3
@@ -83,16 +78,7 @@ def test_short_training_with_each_option(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning")
 def test_lora_adapters_follow_sophia(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        model=lora_llama(),
-        data=token_rows(4),
-        optim="sophia_eigen",
-        optim_args="hessian_interval=3",
-        learning_rate=1e-2,
-        max_steps=8,
-        logging_steps=1,
-    )
+    trainer = short_run(tmp_path, lora_llama(), learning_rate=1e-2)
     assert_trained(trainer, updates=3)
     assert [g["name"] for g in sophia_of(trainer).param_groups] == ["matrices"]
 

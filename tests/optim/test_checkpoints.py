@@ -1,13 +1,12 @@
 """Two rules, a basis and ρ by itself through every kind of checkpoint: bit for bit, or refused in one sentence."""
 
 import copy
-import io
 import re
 
 import pytest
 import torch
 from specification import ScriptedEstimator, random_curvature
-from support import run_worker
+from support import run_worker, through_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -51,13 +50,6 @@ def train(net, optimizer, first, last):
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
         optimizer.step()
     optimizer.zero_grad()
-
-
-def through_file(obj):
-    file = io.BytesIO()
-    torch.save(obj, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def assert_same_groups(groups, resumed):

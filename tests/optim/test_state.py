@@ -1,11 +1,11 @@
 """Checkpoints: exact resume from nothing but the state dict, old files upgraded, foreign files refused."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
+from support import through_file
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
 
@@ -27,13 +27,6 @@ def train(params, optimizer, first, last):
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
         optimizer.step()
-
-
-def through_file(obj):
-    file = io.BytesIO()
-    torch.save(obj, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def trained_state(optimizer_type, params, **options):
