@@ -44,6 +44,11 @@ def equal_on_all_ranks(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
         tensor.copy_(whole)
 
 
+def sharding_of(param: Tensor) -> object:
+    """What parameters that are sharded alike have in common; None for whole ones."""
+    return (param.device_mesh, tuple(param.placements)) if hasattr(param, "to_local") else None
+
+
 class SumOverShards:
     """A sum over parameters and, where these are sharded, over ranks; one collective for all that are sharded alike."""
 
@@ -52,7 +57,7 @@ class SumOverShards:
 
     def add(self, param: Tensor, value: Tensor) -> None:
         """Add what was computed on this rank's shard of `param`; values have one shape."""
-        key = (param.device_mesh, tuple(param.placements)) if hasattr(param, "to_local") else value.device
+        key = sharding_of(param) or value.device
         held = self._sums.get(key)
         self._sums[key] = (param, value.clone() if held is None else held[1].add_(value))
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .functional import Rule, chunk_length
+from .eager import chunk_length, followed
 from .gradients import usable_gradient
+from .rule import Rule
 from .sharding import SumOverShards, local
 from .state import Groups, States, note, state_of
 
@@ -33,7 +34,7 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
     Coordinates without curvature (h ≤ 0) have no ratio and are not counted.
 
     Args:
-        grad, exp_avg, hessian: as for `sophia_update`, before it.
+        grad, exp_avg, hessian: as for `eager.update`, before it.
         basis: of the parameter; None for weight coordinates.
     """
     counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
@@ -41,10 +42,10 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
     scale = rule.momentum_scale / rule.hessian_scale
     for g, m, h in zip(*(x.reshape(-1).split(length) for x in (grad, exp_avg, hessian)), strict=True):
         _, g = usable_gradient(g, m.dtype, rule.maximize)
-        followed = rule.momentum(m.lerp(g, 1 - rule.beta1), g)
+        x = followed(rule, m.lerp(g, 1 - rule.beta1), g)
         if basis is not None:
-            followed = basis.into(followed.view(grad.shape)).reshape(-1)
-        bins = followed.abs().mul_(scale).div_(h).log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
+            x = basis.into(x.view(grad.shape)).reshape(-1)
+        bins = x.abs().mul_(scale).div_(h).log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
         bins = torch.where((h > 0) & ~bins.isnan(), bins, BINS).long()
         counts += torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
     return counts
