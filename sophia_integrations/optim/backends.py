@@ -6,20 +6,19 @@ tensors it can be given, and `DTYPES`, of the parameters. What no fast one takes
 
 from __future__ import annotations
 
-import functools
 from types import ModuleType
 
 from torch import Tensor
 
 from . import eager, native
-from .native_library import library, reason_of_none
+from .native_library import library
 
 
-@functools.cache
 def fast_backend(device_type: str) -> tuple[ModuleType | None, str]:
     """The fast backend of a kind of device; or None, and why there is none, as half a sentence."""
     if device_type == "cpu":
-        return (native, "") if library() is not None else (None, reason_of_none())
+        found, reason = library()
+        return (native, "") if found is not None else (None, reason)
     return None, f"there is no fused step for {device_type}"
 
 

@@ -51,7 +51,7 @@ def check_hyperparameters(options: dict[str, Any]) -> None:
 
 
 def check_group(group: dict[str, Any], interval: int, fused: bool | None) -> None:
-    """Raise ValueError for a group that cannot be trained beside others with this `hessian_interval`, or not `fused`."""
+    """Raise ValueError for a group that cannot be trained beside others with this interval, or not with `fused`."""
     check_hyperparameters(group)
     for param in group["params"]:
         check_parameter(param)

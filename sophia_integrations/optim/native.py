@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .native_library import library
 from .rule import Rule
+from .sharding import WHOLE
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """As in `native_step.c`."""
@@ -22,8 +23,6 @@ DTYPES = tuple(_TYPES)
 
 _PER_THREAD = 1 << 16
 """Elements that are worth a thread of their own."""
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _Rule(ctypes.Structure):
@@ -64,16 +63,15 @@ class _Rule(ctypes.Structure):
 
 def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, hessian: Tensor) -> bool:
     """Whether `update` can be given these tensors."""
-    return (
-        param.dtype in _TYPES
-        and grad.dtype in _TYPES
-        and exp_avg.dtype == hessian.dtype == torch.float32
-        and all(type(x) in _PLAIN and x.is_cpu for x in (param, grad, exp_avg, hessian))
-        and (
-            all(x.is_contiguous() for x in (param, grad, exp_avg, hessian))
-            or (_is_dense(param) and param.stride() == grad.stride() == exp_avg.stride() == hessian.stride())
-        )
-    )
+    tensors = (param, grad, exp_avg, hessian)
+    for x in tensors:
+        if type(x) not in WHOLE or not x.is_cpu:
+            return False
+    if param.dtype not in _TYPES or grad.dtype not in _TYPES or not (exp_avg.dtype == hessian.dtype == torch.float32):
+        return False
+    if param.is_contiguous() and grad.is_contiguous() and exp_avg.is_contiguous() and hessian.is_contiguous():
+        return True
+    return param.stride() == grad.stride() == exp_avg.stride() == hessian.stride() and _is_dense(param)
 
 
 def update(
@@ -94,7 +92,8 @@ def update(
     counts = torch.zeros(3, dtype=torch.int64)
     threads = min(torch.get_num_threads(), 1 + size // _PER_THREAD)
     address = table.buffer_info()[0]
-    library().sophia_step(
+    found, _ = library()
+    found.sophia_step(
         ctypes.c_void_p(address),
         ctypes.c_int64(size),
         ctypes.byref(_Rule.of(rule)),

@@ -34,24 +34,18 @@ _log = logging.getLogger(__name__)
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library; None where it cannot be had, for the reason that `reason_of_none` gives. Decided once a process."""
+def library() -> tuple[ctypes.CDLL | None, str]:
+    """The library; or None, and why there is none, as half a sentence. Decided once a process."""
     found, reason = _attempt()
     if reason:
-        _log.debug("Sophia's step runs in torch operations: %s", reason)
-    return found
+        _log.debug("Sophia's step runs in torch operations: %s.", reason)
+    return found, reason
 
 
-def reason_of_none() -> str:
-    """Why `library()` is None, as half a sentence; empty where it is not."""
-    return _attempt()[1]
-
-
-@functools.cache
 def _attempt() -> tuple[ctypes.CDLL | None, str]:
-    reason = "no C compiler was found (cc, gcc or clang)"
     if os.name != "posix":
         return None, "it is compiled on Linux and macOS only"
+    reason = "no C compiler was found (cc, gcc or clang)"
     for compiler in _compilers():
         for tuning in _TUNING:
             try:

@@ -6,10 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+WHOLE = (Tensor, torch.nn.Parameter)
+"""The types of tensors that lie in one piece of memory of this process: torch's own, no subclass."""
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a DTensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor if type(tensor) in WHOLE or not hasattr(tensor, "to_local") else tensor.to_local()
 
 
 def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
@@ -46,7 +49,9 @@ def equal_on_all_ranks(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
 
 def sharding_of(param: Tensor) -> object:
     """What parameters that are sharded alike have in common; None for whole ones."""
-    return (param.device_mesh, tuple(param.placements)) if hasattr(param, "to_local") else None
+    if type(param) in WHOLE or not hasattr(param, "to_local"):
+        return None
+    return param.device_mesh, tuple(param.placements)
 
 
 class SumOverShards:

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, OneC
 from sophia_integrations import SophiaG
 from sophia_integrations.optim import reference_rho
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 BIN = 2 ** (1 / 16)
 INTERVAL = 3
 
