@@ -9,7 +9,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from ..optim import LogFigures
 from ..optim.checks import warn_caller
-from .engine import find_sophia
+from .integration import find_sophia
 
 
 class SophiaCallback(TrainerCallback):
@@ -57,7 +57,7 @@ class SophiaCallback(TrainerCallback):
         sophia = find_sophia(optimizer)
         if sophia is None or logs is None or "loss" not in logs or "sophia/win_rate" in logs:
             return
-        read = self._figures.read(sophia)
+        read = self._figures.flush(sophia)
         figures = {name: float(value) if isinstance(value, Tensor) else value for name, value in read.items()}
         logs.update(figures)
         if state.log_history:

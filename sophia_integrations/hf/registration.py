@@ -41,7 +41,7 @@ def _add_models(_: ModuleType) -> None:
 
 def _extend_trainer(trainer: ModuleType) -> None:
     from .callback import SophiaCallback
-    from .engine import around_training_step, optimizer_cls_and_kwargs
+    from .integration import around_training_step, optimizer_cls_and_kwargs
 
     def get_optimizer_cls_and_kwargs(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> tuple[Any, dict]:
         return optimizer_cls_and_kwargs(*args, **kwargs) or wrapped(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from .callback import SophiaCallback
-from .engine import around_training_step, optimizer_cls_and_kwargs
+from .integration import around_training_step, optimizer_cls_and_kwargs
 
 
 class SophiaTrainerMixin:

@@ -184,7 +184,7 @@ class SophiaCallback(Callback):
         self._batch_is_new = False
 
     def _log(self, pl_module: LightningModule) -> None:
-        figures = {name: float(v) if isinstance(v, int) else v for name, v in self._figures.read(self._sophia).items()}
+        figures = {name: float(v) if isinstance(v, int) else v for name, v in self._figures.flush(self._sophia).items()}
         pl_module.log("sophia/win_rate", figures.pop("sophia/win_rate"), on_step=True, on_epoch=False, prog_bar=True)
         pl_module.log_dict(figures, on_step=True, on_epoch=False)
 

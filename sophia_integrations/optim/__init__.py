@@ -1,12 +1,14 @@
 """The update rule, its state and its checks."""
 
 from .estimator import Coordinates, Estimate, HessianEstimator
+from .functional import sophia_update
 from .groups import EIGEN_DEFAULTS, Conventions, param_groups, register_conventions
+from .log_figures import LogFigures
 from .reference import reference_rho, reference_step
+from .rule import Rule
 from .sharding import local
 from .sophia import SophiaG
 from .sophia_h import SophiaH
-from .statistics import LogFigures
 from .trust import UNCLIPPED
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Estimate",
     "HessianEstimator",
     "LogFigures",
+    "Rule",
     "SophiaG",
     "SophiaH",
     "local",
@@ -24,4 +27,5 @@ __all__ = [
     "reference_rho",
     "reference_step",
     "register_conventions",
+    "sophia_update",
 ]

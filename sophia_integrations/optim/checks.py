@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ranges import require_in_range
 from .backends import require_fused
-from .basis import asked_layout
+from .basis import asked_layout, basis_layout
 from .state import Groups
 
 _FIXED_IN_A_RUN = (
@@ -61,7 +61,7 @@ def check_group(group: dict[str, Any], interval: int, fused: bool | None) -> Non
         raise ValueError("hessian_interval must be one value for all groups: there is one Hessian pass.")
     if group["update"] == "sophia" and group["basis"] is not None:
         cap = group["basis_max_dim"]
-        if not any(asked_layout(param, group) for param in group["params"]):
+        if not any([basis_layout(param, group) for param in group["params"]]):
             raise ValueError(
                 f"basis={group['basis']!r} rotates matrices, and this parameter group has none"
                 f"{f' that basis_max_dim={cap} lets it cut' if cap else ''}: leave basis out "

@@ -25,14 +25,7 @@ def update(
     rule: Rule,
     counting: bool,
 ) -> Tensor:
-    """One update of parameters of one device in weight coordinates, in place.
-
-    Args:
-        params: θ, any real floating dtype, any strides.
-        grads: gradients, the shapes of θ.
-        exp_avgs: m, float32 (float64 for a float64 θ), the shapes of θ; updated.
-        hessians: h, as `exp_avgs`; read.
-        counting: whether to count what the clip does.
+    """One update of parameters of one device and dtype, in place; arguments as for `sophia_update`.
 
     Returns:
         int64 [3] on the device, coordinates: with a non-finite gradient, whose θ and m stay as they were; with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,23 +58,51 @@ def update_group(
         0-dim int64 tensors: coordinates with a non-finite gradient.
     """
     rule, counting = Rule.of(group), shares is not None
-    lists: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
+    together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     for param in (p for p in group["params"] if p.grad is not None):
         state = state_of(states, param)
         tensors = tuple(local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
-            alike = (backend_of(tensors, fused), tensors[0].device, tensors[0].dtype, sharding_of(param))
-            lists[alike].append((*tensors, param))
+            together[tensors[0].device, sharding_of(param)].append((*tensors, param))
             continue
         counts = eigenbasis_update(*tensors, Basis(layout, state), rule, counting)
         yield counts[0]
         _add(shares, param, counts, param.numel())
-    for (backend, *_), members in lists.items():
+    for members in together.values():
         *tensors, params = zip(*members, strict=True)
-        counts = backend.update(*tensors, rule, counting)
+        counts = sophia_update(*tensors, rule, counting, fused)
         yield counts[0]
         _add(shares, params[0], counts, sum(theta.numel() for theta in tensors[0]))
+
+
+def sophia_update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    hessians: Sequence[Tensor],
+    rule: Rule,
+    counting: bool = False,
+    fused: bool | None = None,
+) -> Tensor:
+    """One update of parameters of one device in weight coordinates, in place, each list on its fastest backend.
+
+    Args:
+        params: θ, at least one, any real floating dtype, any strides.
+        grads: gradients, the shapes of θ.
+        exp_avgs: m, float32 (float64 for a float64 θ), the shapes of θ; updated.
+        hessians: h, as `exp_avgs`; read.
+        counting: whether to count what the clip does.
+        fused: as for `SophiaG`.
+
+    Returns:
+        int64 [3] on the device, as `eager.update`.
+    """
+    lists: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
+    for tensors in zip(params, grads, exp_avgs, hessians, strict=True):
+        lists[backend_of(tensors, fused), tensors[0].dtype].append(tensors)
+    counts = [backend.update(*zip(*each, strict=True), rule, counting) for (backend, _), each in lists.items()]
+    return torch.stack(counts).sum(0)
 
 
 def _add(shares: SumOverShards | None, param: Tensor, counts: Tensor, coordinates: int) -> None:

@@ -1,18 +1,13 @@
-"""Diagnostics computed from h on request, without waiting for the device; and the figures that every trainer logs."""
+"""Diagnostics computed from h on request, without waiting for the device."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .sharding import local, sum_over_shards
-
-if TYPE_CHECKING:
-    from .sophia import SophiaG
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of h that `hessian_quantiles` gives, from an even sample of its coordinates."""
@@ -49,33 +44,3 @@ def total(values: list[Tensor]) -> Tensor:
     if not values:
         return torch.zeros(())
     return torch.stack([v.to(values[0].device) for v in values]).sum()
-
-
-class LogFigures:
-    """What a trainer logs of a Sophia optimizer, under the names that every trainer uses."""
-
-    def __init__(self) -> None:
-        self._wall = self._hessian = 0.0
-
-    def restart(self, sophia: SophiaG) -> None:
-        """Let the time fraction count from now."""
-        self._wall, self._hessian = time.perf_counter(), sophia.hessian_seconds
-
-    def read(self, sophia: SophiaG) -> dict[str, Any]:
-        """The figures, and a restart. Tensors stay on their device.
-
-        Returns:
-            `sophia/win_rate`, `sophia/curvature_share`, `sophia/hessian_norm`, `sophia/hessian_time_fraction` (share of
-            wall-clock time since the last restart that this process spent in Hessian passes), `sophia/rho` where it is
-            set by itself and, once an estimate was dropped, `sophia/hessian_skipped`.
-        """
-        stats = sophia.stats()
-        spent = (stats["hessian_seconds"] - self._hessian) / max(time.perf_counter() - self._wall, 1e-9)
-        self.restart(sophia)
-        figures = {f"sophia/{name}": stats[name] for name in ("win_rate", "curvature_share", "hessian_norm")}
-        figures["sophia/hessian_time_fraction"] = spent
-        if any(group["rho"] == "auto" for group in sophia.param_groups):
-            figures["sophia/rho"] = stats["rho"]
-        if stats["hessian_skipped"]:
-            figures["sophia/hessian_skipped"] = stats["hessian_skipped"]
-        return figures

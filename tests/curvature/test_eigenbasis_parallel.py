@@ -73,8 +73,9 @@ def test_the_first_ranks_eigenvectors_are_everybodys(ranks):
             assert torch.equal(value, ranks[1][way]["weights"][name]), name
 
 
-def test_sharded_matrices_are_refused_in_one_sentence(ranks):
-    assert [rank["sharded"] for rank in ranks] == [
+@pytest.mark.parametrize("when", ["sharded, then built", "built, then sharded"])
+def test_sharded_matrices_are_refused_in_one_sentence(ranks, when):
+    assert [rank[when] for rank in ranks] == [
         "basis='eigen' rotates whole matrices, and these are sharded over ranks (FSDP2 or tensor parallelism): "
         "use DDP, or basis=None."
     ] * 2
