@@ -84,7 +84,7 @@ def move(rule: Rule, theta: Tensor, step: Tensor) -> None:
         theta.add_(step, alpha=-rule.lr)
 
 
-def chunk_length(tensor: Tensor) -> int:
+def _chunk_length(tensor: Tensor) -> int:
     """Elements to work on at a time where `tensor` lies."""
     return CPU_CHUNK if tensor.device.type == "cpu" else DEVICE_CHUNK
 
@@ -99,7 +99,7 @@ def _update_tensor(
         param.copy_(theta)
         exp_avg.copy_(m)
         return
-    length = max(1, min(chunk_length(param), param.numel()))
+    length = max(1, min(_chunk_length(param), param.numel()))
     rows = torch.empty(3 if rule.nesterov else 2, length, dtype=exp_avg.dtype, device=param.device)
     for theta, g, m, h in zip(*(view.split(length) for view in flat), strict=True):
         scratch = (row[: theta.numel()] for row in rows)
