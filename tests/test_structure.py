@@ -7,6 +7,7 @@ import sophia_integrations
 
 PACKAGE = Path(sophia_integrations.__file__).parent
 ROWS = {
+    "cache": 0,
     "errors": 0,
     "ranges": 0,
     "optim": 1,

@@ -1,10 +1,11 @@
 """The update rule, its state and its checks."""
 
 from .estimator import Coordinates, Estimate, HessianEstimator
-from .functional import Rule, sophia_update
+from .functional import sophia_update
 from .groups import EIGEN_DEFAULTS, Conventions, param_groups, register_conventions
 from .log_figures import LogFigures
 from .reference import reference_rho, reference_step
+from .rule import Rule
 from .sharding import local
 from .sophia import SophiaG
 from .sophia_h import SophiaH

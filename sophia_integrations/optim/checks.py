@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ranges import require_in_range
+from .backends import require_fused
 from .basis import asked_layout, basis_layout
 from .state import Groups
 
@@ -49,11 +50,13 @@ def check_hyperparameters(options: dict[str, Any]) -> None:
         require_in_range(**{name: value})
 
 
-def check_group(group: dict[str, Any], interval: int) -> None:
-    """Raise ValueError for a parameter group that cannot be trained beside others with this `hessian_interval`."""
+def check_group(group: dict[str, Any], interval: int, fused: bool | None) -> None:
+    """Raise ValueError for a group that cannot be trained beside others with this interval, or not with `fused`."""
     check_hyperparameters(group)
     for param in group["params"]:
         check_parameter(param)
+        if fused and group["update"] == "sophia":
+            require_fused(param)
     if group["hessian_interval"] != interval:
         raise ValueError("hessian_interval must be one value for all groups: there is one Hessian pass.")
     if group["update"] == "sophia" and group["basis"] is not None:

@@ -6,10 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+WHOLE = (Tensor, torch.nn.Parameter)
+"""The types of tensors that lie in one piece of memory of this process: torch's own, no subclass."""
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a DTensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor if type(tensor) in WHOLE or not hasattr(tensor, "to_local") else tensor.to_local()
 
 
 def sum_over_shards(value: Tensor, param: Tensor) -> Tensor:
@@ -44,6 +47,13 @@ def equal_on_all_ranks(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
         tensor.copy_(whole)
 
 
+def sharding_of(param: Tensor) -> object:
+    """What parameters that are sharded alike have in common; None for whole ones."""
+    if type(param) in WHOLE or not hasattr(param, "to_local"):
+        return None
+    return param.device_mesh, tuple(param.placements)
+
+
 class SumOverShards:
     """A sum over parameters and, where these are sharded, over ranks; one collective for all that are sharded alike."""
 
@@ -52,7 +62,7 @@ class SumOverShards:
 
     def add(self, param: Tensor, value: Tensor) -> None:
         """Add what was computed on this rank's shard of `param`; values have one shape."""
-        key = (param.device_mesh, tuple(param.placements)) if hasattr(param, "to_local") else value.device
+        key = sharding_of(param) or value.device
         held = self._sums.get(key)
         self._sums[key] = (param, value.clone() if held is None else held[1].add_(value))
 

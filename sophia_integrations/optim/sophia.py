@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .adamw import adamw_update
-from .basis import basis_layout, known_bases, turn_bases
+from .basis import known_bases, turn_bases
 from .checkpoint import exactly_loaded
 from .checks import (
     check_group,
@@ -22,11 +22,12 @@ from .checks import (
     warn_caller,
 )
 from .estimator import Estimate, HessianEstimator
-from .functional import Rule, note_shares, update_group
+from .functional import fold, note_shares, squared_gradients, update_group
 from .groups import completed
 from .nonfinite import NonFiniteGradients
-from .sharding import SumOverShards, equal_on_all_ranks, local
-from .state import COUNTERS, no_autocast, note, sophia_members, state_dtype, state_of
+from .rule import Rule
+from .sharding import SumOverShards, equal_on_all_ranks
+from .state import COUNTERS, no_autocast, note, sophia_members
 from .statistics import curvature_statistics
 from .trust import UNCLIPPED, deciles_of, measured_ratios, set_rho
 
@@ -72,10 +73,12 @@ class SophiaG(Optimizer):
         basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
             default the shorter side of the matrix, at least 128.
         basis_flatten: take tensors of three dimensions for convolutions, [rows, rest], not for batches of matrices.
+        fused: None for the fastest kernel that there is for each parameter, True to insist on one, False for torch
+            operations. It is no part of a checkpoint.
 
     Raises:
         ValueError: a hyperparameter out of range; a sparse, complex or integer parameter; basis="eigen" without a
-            matrix.
+            matrix; fused=True where a parameter's device or dtype, or a missing compiler, allows none.
 
     Example:
         >>> import torch
@@ -111,6 +114,7 @@ class SophiaG(Optimizer):
         basis_beta: float = 0.95,
         basis_max_dim: int | None = None,
         basis_flatten: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = dict(
             update="sophia",
@@ -134,20 +138,20 @@ class SophiaG(Optimizer):
             **COUNTERS,
         )
         check_hyperparameters(defaults)
-        self._set_session(estimator)
+        self._set_session(estimator, fused)
         super().__init__(params, defaults)
         self._arm()
 
-    def _set_session(self, estimator: HessianEstimator | None) -> None:
+    def _set_session(self, estimator: HessianEstimator | None, fused: bool | None) -> None:
         """What lives for this process only; the rest is in the state dict."""
-        self._estimator = estimator
+        self._estimator, self._fused = estimator, fused
         self.hessian_seconds = 0.0
         self._nonfinite = NonFiniteGradients()
         self._last_drop = "no estimator was given and update_hessian() was never called"
         self._ratios: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_estimator": self._estimator}
+        return {**super().__getstate__(), "_estimator": self._estimator, "_fused": self._fused}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -155,7 +159,7 @@ class SophiaG(Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
         if not hasattr(self, "hessian_seconds"):
-            self._set_session(state.get("_estimator"))
+            self._set_session(state.get("_estimator"), state.get("_fused"))
             self._arm()
 
     @property
@@ -182,7 +186,7 @@ class SophiaG(Optimizer):
         super().add_param_group(completed(param_group, self.defaults["lr"]))
         group, first = self.param_groups[-1], self.param_groups[0]
         try:
-            check_group(group, first["hessian_interval"])
+            check_group(group, first["hessian_interval"], self._fused)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -223,7 +227,7 @@ class SophiaG(Optimizer):
         counts = SumOverShards() if measured else None
         for group in groups:
             adamws = group["update"] == "adamw"
-            for bad in adamw_update(group, states) if adamws else update_group(group, states, counts):
+            for bad in adamw_update(group, states) if adamws else update_group(group, states, counts, self._fused):
                 self._nonfinite.add(bad)
         if counts is not None:
             note_shares(groups, counts)
@@ -246,20 +250,8 @@ class SophiaG(Optimizer):
         """
         if not (math.isfinite(num_predictions) and num_predictions > 0):
             raise ValueError(f"num_predictions must be a positive number, got {num_predictions}.")
-        bases = known_bases(self.param_groups, self.state)
-        diagonal = {}
         with no_autocast(self.param_groups):
-            for p in (p for p in self._trainable() if p.grad is not None):
-                grad = p.grad.to(state_dtype(p))
-                diagonal[p] = (bases[p].into(grad) if p in bases else grad).square().mul_(num_predictions)
-        if not diagonal:
-            self._fold(Estimate(None, dropped="no parameter has a gradient"))
-        elif not bases and any(basis_layout(p, group) for p, group in sophia_members(self.param_groups)):
-            self._fold(Estimate(None, dropped="the eigenbasis is known after the first step(): call it after that"))
-        elif not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
-            self._fold(Estimate(None, dropped="it was not finite"))
-        else:
-            self._fold(Estimate(diagonal, int(num_predictions)))
+            self._fold(squared_gradients(self.param_groups, self.state, num_predictions))
 
     @torch.no_grad()
     def stats(self) -> dict[str, Any]:
@@ -327,11 +319,7 @@ class SophiaG(Optimizer):
             if first["step"] % first["hessian_interval"] == 0:
                 warn_caller(f"Sophia made no Hessian estimate at step {first['step']}: {self._last_drop}.")
             return
-        bases = known_bases(groups, self.state)
-        for param, group in sophia_members(groups):
-            if param in estimate.diagonal and (param in bases or basis_layout(param, group) is None):
-                h, beta2 = state_of(self.state, param)["hessian"], group["betas"][1]
-                local(h).mul_(beta2).add_(local(estimate.diagonal[param]), alpha=1 - beta2)
+        fold(groups, self.state, estimate.diagonal)
         predictions = estimate.batch_predictions or estimate.num_predictions
         note(groups, hessian_step=first["step"], batch_predictions=predictions)
         note(groups, hessian_updates=first["hessian_updates"] + 1)

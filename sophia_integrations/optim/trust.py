@@ -7,16 +7,18 @@ are not clipped. s falls from its start to its end in proportion to the learning
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from .basis import Basis
-from .functional import Rule, chunk_length
+from .eager import followed
 from .gradients import usable_gradient
-from .sharding import SumOverShards, local
-from .state import Groups, States, note, state_of
+from .rule import Rule
+from .sharding import SumOverShards, local, sharding_of
+from .state import Groups, States, note, sophia_members, state_of
 
 UNCLIPPED = (0.6, 0.3)
 """The share left alone at the peak of the learning rate, and where it is 0."""
@@ -25,6 +27,10 @@ BINS_PER_OCTAVE = 16
 LOWEST, HIGHEST = -64, 64
 BINS = BINS_PER_OCTAVE * (HIGHEST - LOWEST)
 """Bins of log₂(|m|/h), from 2⁻⁶⁴ to 2⁶⁴ in steps of 4.4 %; the first and the last take what lies beyond."""
+
+_SAMPLE = 1 << 16
+"""Coordinates of unrotated parameters that are looked at, in even distances: the share of them below any value differs
+from that of all by about 0.2 %."""
 
 
 def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Rule, basis: Basis | None) -> Tensor:
@@ -36,18 +42,14 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
         grad, exp_avg, hessian: as for `sophia_update`, before it.
         basis: of the parameter; None for weight coordinates.
     """
-    counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
-    length = max(1, grad.numel() if basis is not None else chunk_length(grad))
-    scale = rule.momentum_scale / rule.hessian_scale
-    for g, m, h in zip(*(x.reshape(-1).split(length) for x in (grad, exp_avg, hessian)), strict=True):
-        _, g = usable_gradient(g, m.dtype, rule.maximize)
-        followed = rule.momentum(m.lerp(g, 1 - rule.beta1), g)
-        if basis is not None:
-            followed = basis.into(followed.view(grad.shape)).reshape(-1)
-        bins = followed.abs().mul_(scale).div_(h).log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
-        bins = torch.where((h > 0) & ~bins.isnan(), bins, BINS).long()
-        counts += torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
-    return counts
+    _, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
+    x = followed(rule, exp_avg.lerp(g, 1 - rule.beta1), g)
+    if basis is not None:
+        x = basis.into(x)
+    x = x.abs().mul_(rule.momentum_scale / rule.hessian_scale).div_(hessian)
+    bins = x.log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
+    bins = torch.where((hessian > 0) & ~bins.isnan(), bins, BINS).long().reshape(-1)
+    return torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
 
 
 def quantile_of(histogram: Tensor, share: float) -> float | None:
@@ -80,15 +82,22 @@ def share_at(lr: float, peak_lr: float, start: float, end: float) -> float:
 def measured_ratios(groups: Groups, states: States, bases: Mapping[Tensor, Basis]) -> Tensor | None:
     """The histogram of |m|/h over all of Sophia's coordinates and ranks, on the CPU; None without a gradient."""
     histogram = SumOverShards()
-    for group in groups:
-        if group["update"] != "sophia":
-            continue
+    plain = sum(p.numel() for p, _ in sophia_members(groups) if p.grad is not None and p not in bases)
+    stride = plain // _SAMPLE | 1  # odd, not to see the same columns of every row
+    for group in (g for g in groups if g["update"] == "sophia"):
         rule = Rule.of(group)
-        for param in group["params"]:
-            if param.grad is not None:
-                state = state_of(states, param)
-                tensors = (local(x) for x in (param.grad, state["exp_avg"], state["hessian"]))
-                histogram.add(param, log_ratio_histogram(*tensors, rule, bases.get(param)))
+        sampled: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
+        for param in (p for p in group["params"] if p.grad is not None):
+            state = state_of(states, param)
+            tensors = [local(x) for x in (param.grad, state["exp_avg"], state["hessian"])]
+            if param in bases:
+                histogram.add(param, log_ratio_histogram(*tensors, rule, bases[param]))
+            else:
+                samples = (x.reshape(-1)[::stride] for x in tensors)
+                sampled[param.device, sharding_of(param)].append((param, *samples))
+        for members in sampled.values():
+            params, *together = zip(*members, strict=True)
+            histogram.add(params[0], log_ratio_histogram(*map(torch.cat, together), rule, None))
     return histogram.total()
 
 

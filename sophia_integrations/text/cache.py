@@ -8,12 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-
-def cache_dir() -> Path:
-    """``$SOPHIA_CACHE``, or ``sophia-integrations`` in the user's cache folder (``~/.cache`` by default)."""
-    if os.environ.get("SOPHIA_CACHE"):
-        return Path(os.environ["SOPHIA_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sophia-integrations"
+from ..cache import cache_dir
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from sophia_integrations import SophiaG
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 STEPS = 14
 EIGEN = dict(
     basis="eigen", rho="auto", nesterov=True, bias_correction=True, noise_floor=0.1, basis_interval=3, basis_warmup=2

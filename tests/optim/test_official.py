@@ -5,6 +5,8 @@ import torch
 
 from sophia_integrations import SophiaG
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 BATCH = 480
 
 

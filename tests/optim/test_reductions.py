@@ -1,8 +1,11 @@
 """With the right setting Sophia is another, simpler optimizer."""
 
+import pytest
 import torch
 
 from sophia_integrations import SophiaG
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def gradients(steps, numel=200):

@@ -9,6 +9,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sophia_integrations import SophiaG
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.fixture
 def mesh(tmp_path):

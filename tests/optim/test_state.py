@@ -9,6 +9,8 @@ from support import through_file
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 HALF = 7
 COUNTERS = ("step", "hessian_updates", "hessian_skipped")
 

@@ -7,6 +7,8 @@ import torch
 
 from sophia_integrations import SophiaG
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_stats_by_hand(scripted):
     a, b = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(()))

@@ -1,5 +1,6 @@
 """ρ by itself, against the exact quantile of ratios worked out in float64; and every figure about the clip by hand."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, OneC
 
 from sophia_integrations import SophiaG
 from sophia_integrations.optim import reference_rho
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 BIN = 2 ** (1 / 16)
 INTERVAL = 3
@@ -137,7 +140,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize(("schedule", "lr"), SCHEDULES.values(), ids=SCHEDULES)
 def test_the_share_follows_the_learning_rate(schedule, lr):
-    params, optimizer = build(unclipped=(0.8, 0.2), lr=lr)
+    params, optimizer = build(unclipped=(0.8, 0.2), lr=copy.deepcopy(lr))  # a scheduler fills a tensor
     shares, rates = shares_over(optimizer, params, schedule(optimizer), 25)
     assert shares == pytest.approx([0.2 + 0.6 * rate / 1e-3 for rate in rates], abs=0.01)
 

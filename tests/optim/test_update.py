@@ -6,7 +6,9 @@ from support import peak_bytes
 
 from sophia_integrations import SophiaG
 from sophia_integrations.optim import Estimate
-from sophia_integrations.optim.functional import CPU_CHUNK
+from sophia_integrations.optim.eager import CPU_CHUNK
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 OPTIONS = dict(lr=1e-2, betas=(0.9, 0.9), rho=0.05, eps=1e-12, weight_decay=0.1, hessian_interval=2)
 

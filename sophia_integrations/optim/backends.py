@@ -1,0 +1,44 @@
+"""Which kernel updates which tensors.
+
+A backend is a module with `update`, in the words of `eager.update`; a fast one also has `takes`, which says what
+tensors it can be given, and `DTYPES`, of the parameters. What no fast one takes is the eager one's.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from . import eager, native
+from .native_library import library
+
+
+def fast_backend(device_type: str) -> tuple[ModuleType | None, str]:
+    """The fast backend of a kind of device; or None, and why there is none, as half a sentence."""
+    if device_type == "cpu":
+        found, reason = library()
+        return (native, "") if found is not None else (None, reason)
+    return None, f"there is no fused step for {device_type}"
+
+
+def backend_of(tensors: tuple[Tensor, Tensor, Tensor, Tensor], fused: bool | None) -> ModuleType:
+    """The backend for one local parameter, its gradient, m and h; with `fused=False` the eager one."""
+    if fused is not False:
+        fast, _ = fast_backend(tensors[0].device.type)
+        if fast is not None and fast.takes(*tensors):
+            return fast
+    return eager
+
+
+def require_fused(param: Tensor) -> None:
+    """Raise ValueError where `fused=True` asks for what this parameter cannot have."""
+    fast, reason = fast_backend(param.device.type)
+    if fast is None:
+        raise ValueError(f"fused=True: {reason}. Leave fused out, and the step runs in torch operations.")
+    if param.dtype not in fast.DTYPES:
+        names = " and ".join(str(dtype).removeprefix("torch.") for dtype in fast.DTYPES)
+        raise ValueError(
+            f"fused=True updates {names} parameters on {param.device.type}, got {param.dtype}: leave fused out, and "
+            "what cannot be fused runs in torch operations."
+        )

@@ -1,0 +1,149 @@
+/* One Sophia step over a list of tensors: `reference_step` in float32, every coordinate read and written once.
+ *
+ * Without contraction or reassociation a coordinate's result is the same in a vector, in its tail and on any processor,
+ * so it depends neither on the number of threads nor on where the list is cut between them.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { FLOAT32, BFLOAT16 };
+enum { NON_FINITE, UNCLIPPED, CURVED, COUNTS };
+enum { MAX_THREADS = 64, BLOCK = 4096 };
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    uint64_t param, grad, exp_avg, hessian; /* addresses */
+    int64_t size, param_type, grad_type;
+} Tensor;
+
+typedef struct {
+    float beta1, one_minus_beta1, sign; /* sign: -1 to maximize */
+    float ahead, ahead_grad;            /* the update follows ahead * m + ahead_grad * g */
+    float rho, noise, eps;              /* the scales of the bias corrections are in them */
+    float momentum_scale, decay, lr;    /* decay: 1 - lr * weight_decay */
+} Rule;
+
+typedef struct {
+    const Tensor *tensors;
+    const Rule *rule;
+    int64_t first, last, counts[COUNTS]; /* elements of the concatenated list */
+    int counting;
+} Range;
+
+ALWAYS_INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+ALWAYS_INLINE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+ALWAYS_INLINE float load(const void *x, int64_t i, int type) {
+    return type == FLOAT32 ? ((const float *)x)[i] : float_of((uint32_t)((const uint16_t *)x)[i] << 16);
+}
+
+/* To bfloat16: to the nearest, ties to even; a NaN stays one. */
+ALWAYS_INLINE void store(void *x, int64_t i, float value, int type) {
+    if (type == FLOAT32) {
+        ((float *)x)[i] = value;
+    } else {
+        uint32_t bits = bits_of(value);
+        uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        ((uint16_t *)x)[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+    }
+}
+
+/* Comparisons are written so that a NaN in theta, m or h goes on into theta. */
+ALWAYS_INLINE void update_block(void *restrict param, const void *restrict grad, float *restrict exp_avg,
+                                const float *restrict hessian, int64_t first, int64_t last, Rule rule,
+                                int64_t *restrict counts, int param_type, int grad_type, int noisy, int counting) {
+    int32_t non_finite = 0, unclipped = 0, curved = 0;
+    for (int64_t i = first; i < last; i++) {
+        float g = load(grad, i, grad_type), theta = load(param, i, param_type), m = exp_avg[i], h = hessian[i];
+        int usable = (bits_of(g) & 0x7f800000) != 0x7f800000;
+        g = usable ? rule.sign * g : 0;
+        float average = rule.beta1 * m + rule.one_minus_beta1 * g;
+        m = usable ? average : m;
+        float followed = rule.ahead * m + rule.ahead_grad * g;
+
+        float denominator = rule.rho * h, floor = rule.eps;
+        if (noisy) {
+            float gradient_noise = rule.noise * sqrtf(h > 0 ? h : 0);
+            floor = rule.eps > gradient_noise ? rule.eps : gradient_noise;
+        }
+        float ratio = followed / (floor > denominator ? floor : denominator) * rule.momentum_scale;
+        float step = ratio > 1 ? 1 : ratio;
+        step = step < -1 ? -1 : step;
+        float moved = theta * rule.decay - rule.lr * step;
+
+        exp_avg[i] = m;
+        store(param, i, usable ? moved : theta, param_type);
+        non_finite += !usable;
+        if (counting) {
+            unclipped += fabsf(ratio) < 1;
+            curved += denominator > floor;
+        }
+    }
+    counts[NON_FINITE] += non_finite;
+    counts[UNCLIPPED] += unclipped;
+    counts[CURVED] += curved;
+}
+
+/* Each combination of constants becomes a loop of its own. */
+#define UPDATE(param_type, grad_type, noisy, counting) \
+    update_block(param, grad, exp_avg, hessian, first, last, *rule, counts, param_type, grad_type, noisy, counting)
+#define WITH_TYPES(param_type, grad_type)                                                     \
+    (noisy ? (counting ? UPDATE(param_type, grad_type, 1, 1) : UPDATE(param_type, grad_type, 1, 0)) \
+           : (counting ? UPDATE(param_type, grad_type, 0, 1) : UPDATE(param_type, grad_type, 0, 0)))
+
+static void update_part(const Tensor *tensor, int64_t first, int64_t last, const Rule *rule, int counting,
+                        int64_t *counts) {
+    void *param = (void *)(uintptr_t)tensor->param;
+    const void *grad = (const void *)(uintptr_t)tensor->grad;
+    float *exp_avg = (float *)(uintptr_t)tensor->exp_avg;
+    const float *hessian = (const float *)(uintptr_t)tensor->hessian;
+    int noisy = rule->noise != 0;
+    if (tensor->param_type == FLOAT32)
+        tensor->grad_type == FLOAT32 ? WITH_TYPES(FLOAT32, FLOAT32) : WITH_TYPES(FLOAT32, BFLOAT16);
+    else
+        tensor->grad_type == FLOAT32 ? WITH_TYPES(BFLOAT16, FLOAT32) : WITH_TYPES(BFLOAT16, BFLOAT16);
+}
+
+static void *update_range(void *argument) {
+    Range *range = argument;
+    const Tensor *tensor = range->tensors;
+    int64_t before = 0; /* elements of the tensors before this one */
+    for (int64_t at = range->first; at < range->last;) {
+        for (; at >= before + tensor->size; tensor++) before += tensor->size;
+        int64_t end = before + tensor->size < range->last ? before + tensor->size : range->last;
+        if (end > at + BLOCK) end = at + BLOCK; /* so that 32 bits count */
+        update_part(tensor, at - before, end - before, range->rule, range->counting, range->counts);
+        at = end;
+    }
+    return 0;
+}
+
+/* Updates `size` elements in all, in equal ranges on `threads` threads; a thread that cannot be had costs time only. */
+void sophia_step(const Tensor *tensors, int64_t size, const Rule *rule, int counting, int threads, int64_t *counts) {
+    Range ranges[MAX_THREADS];
+    pthread_t handles[MAX_THREADS];
+    int started[MAX_THREADS] = {0};
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    for (int t = 0; t < threads; t++) {
+        ranges[t] = (Range){tensors, rule, size * t / threads, size * (t + 1) / threads, {0}, counting};
+        started[t] = t > 0 && !pthread_create(&handles[t], 0, update_range, &ranges[t]);
+    }
+    for (int t = 0; t < threads; t++)
+        if (!started[t]) update_range(&ranges[t]);
+    for (int t = 0; t < threads; t++) {
+        if (started[t]) pthread_join(handles[t], 0);
+        for (int c = 0; c < COUNTS; c++) counts[c] += ranges[t].counts[c];
+    }
+}

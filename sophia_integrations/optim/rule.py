@@ -1,0 +1,51 @@
+"""The numbers of one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The numbers of one update; `reference_step` is the rule in readable form.
+
+    Attributes:
+        lr: learning rate per step.
+        momentum_scale: 1 / (1 − β₁ᵗ) with bias correction, else 1.
+        hessian_scale: 1 / (1 − β₂ⁿ) after n estimates with bias correction, else 1.
+        noise: c / √N of the noise floor, 0 for none.
+    """
+
+    lr: float | Tensor
+    beta1: float
+    rho: float
+    eps: float
+    weight_decay: float
+    maximize: bool = False
+    nesterov: bool = False
+    momentum_scale: float = 1.0
+    hessian_scale: float = 1.0
+    noise: float = 0.0
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Rule:
+        """The numbers of a parameter group at its present step."""
+        (beta1, beta2), corrected = group["betas"], group["bias_correction"]
+        predictions, updates = group["batch_predictions"], group["hessian_updates"]
+        return cls(
+            lr=group["lr"],
+            beta1=beta1,
+            rho=group["auto_rho"] if group["rho"] == "auto" else group["rho"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            nesterov=group["nesterov"],
+            momentum_scale=1 / (1 - beta1 ** (group["step"] + 1)) if corrected else 1.0,
+            hessian_scale=1 / (1 - beta2**updates) if corrected and updates else 1.0,
+            noise=group["noise_floor"] / math.sqrt(predictions) if predictions else 0.0,
+        )

@@ -1,0 +1,73 @@
+"""The models and batches of the measurements that need some: a GPT-2 with new weights, random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+
+
+class Shape(NamedTuple):
+    """A GPT-2 and the rows of a step."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    length: int
+    rows: int
+
+
+SHAPES = {
+    "small": Shape(4, 160, 4, 1_024, 128, 24),
+    "wide": Shape(2, 256, 4, 50_257, 256, 4),
+    "124m": Shape(12, 768, 12, 50_257, 1_024, 1),
+}
+"""The default recipe's model and batch; a large vocabulary; GPT-2 itself."""
+
+
+class Task(NamedTuple):
+    """A model, what one training step computes, and its tokens."""
+
+    model: nn.Module
+    backward: Callable[[], None]
+    tokens: int
+
+
+def task(size: str, device: str) -> Task:
+    """A new model of `size` and its forward, backward and gradient clip on one batch.
+
+    Raises:
+        UserError: a size that there is not.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if size not in SHAPES:
+        raise UserError(f"--size {size}: there are {', '.join(SHAPES)}.")
+    shape = SHAPES[size]
+    no_dropout: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        n_positions=shape.length,
+        vocab_size=shape.vocabulary,
+        bos_token_id=0,
+        eos_token_id=0,
+        **no_dropout,
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).to(device)
+    model.loss_type = "ForCausalLM"
+    ids = torch.randint(shape.vocabulary, (shape.rows, shape.length), device=device)
+
+    def backward() -> None:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+
+    return Task(model, backward, ids.numel())
