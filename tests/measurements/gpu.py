@@ -3,9 +3,9 @@
     python tests/measurements/gpu.py [--device cuda] [--out gpu.json] [--seconds 470] [--only step,pass]
 
 For a machine with one NVIDIA GPU and no network, with torch 2.11 or newer, triton, transformers, accelerate, lightning
-and pytest. Every part (`gpu_step.py`, `gpu_training.py`) runs in a process of its own with a time limit, so that none spoils another; the
-JSON is written after each of them, the table at the end. Exit status 1 where a part failed. With `--device cpu`
-everything but the CUDA-only figures runs in miniature. Run it with `make gpu`.
+and pytest. Every part (`gpu_step.py`, `gpu_training.py`) runs in a process of its own with a time limit, so that none
+spoils another; the JSON is written after each of them, the table at the end. Exit status 1 where a part failed. With
+`--device cpu` everything but the CUDA-only figures runs in miniature. Run it with `make gpu`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ LIMITS = {
 }
 """Seconds that a part may take; all of them together take less, and the last gets what is left."""
 
+MARK = "figures: "
+"""Before each JSON line of a part: libraries print as well."""
+
 LEAST = 15
 """Seconds without which a part is not begun."""
 
@@ -56,11 +59,11 @@ def run_part(name: str, device: str, seconds: float) -> dict:
 
 
 def figures_in(output: str) -> dict:
-    """What a part has printed as JSON lines so far."""
+    """What a part has printed so far."""
     figures = {}
     for line in output.splitlines():
-        if line.startswith("{"):
-            figures.update(json.loads(line))
+        if line.startswith(MARK):
+            figures.update(json.loads(line.removeprefix(MARK)))
     return figures
 
 
@@ -92,7 +95,7 @@ def main() -> None:
         import gpu_training
 
         home = gpu_step if hasattr(gpu_step, f"part_{options.part}") else gpu_training
-        getattr(home, f"part_{options.part}")(gpu_step.Bench(options.device, options.seconds))
+        getattr(home, f"part_{options.part}")(gpu_step.Bench(options.device, options.seconds, MARK))
         return
     wanted = options.only.split(",")
     if unknown := [part for part in wanted if part not in LIMITS]:

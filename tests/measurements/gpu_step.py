@@ -26,8 +26,8 @@ RULE = dict(lr=1e-3, beta1=0.965, rho=0.05, eps=1e-12, weight_decay=0.1)
 class Bench:
     """Where and how long to measure; `tiny` is everything in miniature, for a machine without a GPU."""
 
-    def __init__(self, device: str, seconds: float) -> None:
-        self.device, self.tiny = device, device == "cpu"
+    def __init__(self, device: str, seconds: float, mark: str) -> None:
+        self.device, self.tiny, self._mark = device, device == "cpu", mark
         self._end = time.monotonic() + seconds
 
     @property
@@ -36,7 +36,7 @@ class Bench:
         return self._end - time.monotonic()
 
     def say(self, **figures: object) -> None:
-        print(json.dumps({name.replace("__", " "): value for name, value in figures.items()}), flush=True)
+        print(self._mark + json.dumps({name.replace("__", " "): value for name, value in figures.items()}), flush=True)
 
     def wait(self) -> None:
         if not self.tiny:
@@ -177,6 +177,9 @@ def part_step(bench: Bench) -> None:
 
 def part_graph(bench: Bench) -> None:
     """The update in a CUDA graph: a replay follows the learning rate, and takes what a launch takes."""
+    if bench.tiny and not triton_step.available():
+        bench.say(graph="needs a GPU and triton")
+        return
     tensors = parameters(bench, "124M", torch.float32)
     lr = torch.tensor(1e-3, device=bench.device)
     rule = Rule(**{**RULE, "lr": lr})
