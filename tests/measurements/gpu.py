@@ -88,14 +88,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--seconds", type=float, default=470, help="for everything together")
     parser.add_argument("--only", default=",".join(LIMITS), help="parts, separated by commas")
-    parser.add_argument("--part", choices=LIMITS, help="this part alone, in this process")
+    parser.add_argument("--part", help="these parts alone, in this process and without a table")
     options = parser.parse_args()
     if options.part:
         import gpu_step
         import gpu_training
 
-        home = gpu_step if hasattr(gpu_step, f"part_{options.part}") else gpu_training
-        getattr(home, f"part_{options.part}")(gpu_step.Bench(options.device, options.seconds, MARK))
+        for part in options.part.split(","):
+            home = gpu_step if hasattr(gpu_step, f"part_{part}") else gpu_training
+            getattr(home, f"part_{part}")(gpu_step.Bench(options.device, options.seconds, MARK))
         return
     wanted = options.only.split(",")
     if unknown := [part for part in wanted if part not in LIMITS]:
