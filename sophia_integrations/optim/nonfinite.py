@@ -15,7 +15,7 @@ class NonFiniteGradients:
 
     def __init__(self) -> None:
         self._counts: dict[torch.device, Tensor] = {}
-        self._asked: list[Later] = []
+        self._asked: dict[torch.device, Later] = {}
         self._warned = False
 
     def add(self, count: Tensor) -> None:
@@ -35,12 +35,14 @@ class NonFiniteGradients:
         """
         if self._warned:
             return
-        self._asked += [Later(count) for device, count in self._counts.items() if wait or device.type == "cpu"]
-        come = [later for later in self._asked if later.has_come]
-        self._asked = [later for later in self._asked if later not in come]
-        count = sum(int(later.read()) for later in come)
+        for device, count in self._counts.items():
+            if device not in self._asked and (wait or device.type == "cpu"):
+                self._asked[device] = Later(count)
+        come = [device for device, later in self._asked.items() if later.has_come]
+        count = sum(int(self._asked.pop(device).read()) for device in come)
         if count > 0:
-            self._warned, self._asked = True, []
+            self._warned = True
+            self._asked.clear()
             warn_caller(
                 f"{count} gradient coordinates were not finite by step {step}; Sophia left those parameters as they "
                 "were. stats()['nonfinite_gradients'] keeps count."

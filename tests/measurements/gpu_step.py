@@ -19,7 +19,7 @@ from sophia_integrations import SophiaG
 from sophia_integrations.optim import triton_step
 from sophia_integrations.optim.functional import Rule, sophia_update
 
-TESTS = ("test_triton_step.py", "test_basis_batches.py", "test_synchronisation.py", "test_update.py")
+TESTS = ("test_triton_step.py", "test_basis_batches.py", "../test_synchronisation.py", "test_on_device.py")
 RULE = dict(lr=1e-3, beta1=0.965, rho=0.05, eps=1e-12, weight_decay=0.1)
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
 from sophia_integrations.curvature.transfer import all_finite, numbers, on_host
-from sophia_integrations.optim import later
+from sophia_integrations.optim import later, trust
 from sophia_integrations.optim.basis import Basis, average, carry_hessian, into, layout_of
 from sophia_integrations.optim.eigenvectors import refresh
 from sophia_integrations.optim.nonfinite import NonFiniteGradients
@@ -56,6 +56,13 @@ def test_all_finite():
         assert not all_finite([good, torch.tensor([1.0, value], device=DEVICE)])
 
 
+def test_ratios_are_counted_without_asking_for_the_largest():
+    bins = torch.randint(trust.BINS + 1, (5000,), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with Reads() as reads:
+        counts = trust._bin_counts_on_device(bins)
+    assert reads.count == 0 and torch.equal(counts, trust._bin_counts(bins))
+
+
 def test_the_eigenvectors_are_refreshed_without_a_word_to_the_host():
     bases = [Basis(layout_of(torch.Size((6, 8)), None), {"hessian": normal(6, 8).abs()}) for _ in range(3)]
     gradients = [normal(6, 8, seed=i) for i in range(3)]
@@ -68,27 +75,37 @@ def test_the_eigenvectors_are_refreshed_without_a_word_to_the_host():
     assert reads.count == 0
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_pass_waits_once_before_it_begins_and_once_at_its_end(accumulation, monkeypatch):
-    """However many micro-batches there are, and units that are run."""
-    waits = []
-    for place in ("witness", "transfer"):
-        monkeypatch.setattr(
-            f"sophia_integrations.curvature.{place}.on_host",
-            lambda tensors: waits.append(len(tensors)) or on_host(tensors),
-        )
+def waits_of_a_pass(monkeypatch, accumulation, units):
+    """Transfers to the host, and numbers read there, in one estimate."""
+    transfers = []
+
+    def transfer(tensors):
+        transfers.append(len(tensors))
+        return on_host(tensors)
+
+    monkeypatch.setattr("sophia_integrations.curvature.witness.on_host", transfer)
+    monkeypatch.setattr("sophia_integrations.curvature.transfer.on_host", transfer)
+    monkeypatch.setattr("sophia_integrations.curvature.gnb.known_to_be_zero", lambda count: False)  # as on a GPU
     model = tiny_model().to(DEVICE).train()
-    estimator = GaussNewtonBartlett(model, fraction=1.0, units=6)
+    estimator = GaussNewtonBartlett(model, fraction=1.0, units=units)
     estimator.readout.likelihood = FixedLabels()
     optimizer = SophiaG(model.parameters(), lr=1e-3, estimator=estimator)
     rows = token_rows(8 * accumulation, masked=False)
     for i in range(accumulation):
         batch = {k: torch.stack([row[k] for row in rows[8 * i : 8 * i + 8]]).to(DEVICE) for k in rows[0]}
         (model(**batch).loss / accumulation).backward()
-    estimate = estimator.estimate(optimizer.param_groups[0]["params"], 0)
+    with Reads() as reads:
+        estimate = estimator.estimate(optimizer.param_groups[0]["params"], 0)
     assert estimate.dropped is None and estimate.num_predictions == 8 * accumulation * 11
     assert estimate.batch_predictions == estimate.num_predictions
-    assert len(waits) == 2
+    return len(transfers), reads.count
+
+
+def test_a_pass_waits_once_before_it_begins_and_once_at_its_end(monkeypatch):
+    """However many units and micro-batches there are; what else is read there lies on the host already."""
+    few, many = (waits_of_a_pass(monkeypatch, 1, units) for units in (1, 8))
+    assert few == many and few[0] == 2
+    assert waits_of_a_pass(monkeypatch, 4, 8)[0] == 2
 
 
 class Event:
