@@ -40,7 +40,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "lr-too-high": eigen("null", "0.8"),
     "lr-too-low": eigen("null", "8e-5"),
     "always-clipped": ("training.max_grad_norm=1e-4",),
-    "no-warmup": ("training.warmup_steps=0", "training.learning_rate=1e-2"),
+    "no-warmup": ("training.warmup_steps=0", "training.learning_rate=4e-3"),
     "pass-too-dear": ("training.optim_args=rho=0.1,beta1=0.9,hessian_interval=2,hessian_fraction=1,hessian_units=64",),
     "nan": (*ADAMW, "training.learning_rate=1e30"),
     "interrupted": (),

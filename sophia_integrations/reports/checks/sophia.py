@@ -8,6 +8,7 @@ from statistics import NormalDist, median
 
 from ..run_folder import Run
 from .finding import Finding
+from .training import gradient_clipping
 
 PAPER_WIN_RATE = (0.1, 0.5)
 """Where the official README (Liuhong99/Sophia) wants `win_rate`, by tuning ρ."""
@@ -113,9 +114,12 @@ def curvature_share(run: Run) -> Iterator[Finding]:
 
 
 def win_rate(run: Run) -> Iterator[Finding]:
-    """With ρ by hand: the share of coordinates that the clip leaves alone is outside its healthy range."""
+    """With ρ by hand: the share of coordinates that the clip leaves alone is outside its healthy range.
+
+    Not where ε, or a clip that shrinks every gradient and m with it, is the cause.
+    """
     rates = run.over(run.middle, "sophia/win_rate")
-    if run.automatic or len(rates) < _FEWEST or any(curvature_share(run)):
+    if run.automatic or len(rates) < _FEWEST or any(curvature_share(run)) or any(gradient_clipping(run)):
         return
     low, high = EIGEN_WIN_RATE if run.eigen else PAPER_WIN_RATE
     rate = median(rates)

@@ -52,13 +52,13 @@ def learning_rate(run: Run) -> Iterator[Finding]:
     rate, rule = run.recipe.value("learning_rate") or _peak(run), _rule(run)
     diverged = _diverged(run)
     far = rate is not None and rule is not None and not 1 / RATE_MARGIN <= rate / rule <= RATE_MARGIN
-    if not diverged and not far:
+    if any(finite(run)) or not (diverged or far):
         return
     by_rule = f"AdamW's rule gives about {rule:.2g} here" if rule else ""
     if not far or (diverged and rate < rule):
         yield Finding("learning-rate", "error", diverged, (run.last_step,), _lower_rate(run))
         return
-    times = f"{rate / rule:.0f} times too high" if rate > rule else f"{rule / rate:.0f} times too low"
+    times = f"about {_digit(max(rate / rule, rule / rate)):g} times too {'high' if rate > rule else 'low'}"
     yield Finding(
         "learning-rate",
         "error" if diverged else "warning",
@@ -128,7 +128,8 @@ def spikes(run: Run) -> Iterator[Finding]:
         at = logged.index(step)
         usual = median(loss[s] for s in logged[max(0, at - SPIKE_WINDOW) : at])
         causes = _before(run, step, logged[at - 1])
-        parts.append(f"step {step} ({usual:.3g} → {loss[step]:.3g}): {', '.join(causes) or 'nothing logged tells why'}")
+        unknown = f"nothing logged tells why, look at the batches of steps {logged[at - 1] + 1} to {step}"
+        parts.append(f"step {step} ({usual:.3g} → {loss[step]:.3g}): {', '.join(causes) or unknown}")
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
     yield Finding(
         "spike", "warning", f"the loss jumped at {'; '.join(parts)}{more}", tuple(found), _calmer(run, found[0])
