@@ -54,7 +54,9 @@ def headline(run: Run) -> str:
     if size := run.summary.get("parameters"):
         parts.append(f"{run.summary.get('model', 'model')} of {size:,} parameters")
     if run.optimizer:
-        parts.append(run.optimizer)
+        parts.append(run.optimizer if "sophia" in run.optimizer.lower() else f"{run.optimizer}, not Sophia")
+    elif not run.sophia:
+        parts.append("no figure of Sophia's: another optimizer, or no SophiaCallback")
     state = " so far" if run.training else ""
     of = f" of {run.max_steps}" if run.max_steps else ""
     parts.append(f"{run.last_step}{of} steps{state}")
@@ -63,8 +65,6 @@ def headline(run: Run) -> str:
             parts.append(
                 f"{shown} {values[0]:.4g} → {values[-1]:.4g}" if len(values) > 1 else f"{shown} {values[0]:.4g}"
             )
-    if not run.sophia:
-        parts.append("no figure of Sophia's: another optimizer, or no SophiaCallback")
     return f"{run.folder}: {', '.join(parts)} (from {run.source.relative_to(run.folder)})"
 
 

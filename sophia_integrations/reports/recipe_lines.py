@@ -15,6 +15,7 @@ _GROUPS = ("model", "init_args", "groups")
 _HF: dict[str, tuple[str, ...]] = {
     "learning_rate": ("training", "learning_rate"),
     "warmup_steps": ("training", "warmup_steps"),
+    "warmup_ratio": ("training", "warmup_ratio"),
     "max_grad_norm": ("training", "max_grad_norm"),
     "max_steps": ("training", "max_steps"),
     "fraction": ("training", "optim_args", "hessian_fraction"),
@@ -70,7 +71,7 @@ class RecipeLines:
 
     Attributes:
         settings: the recipe; empty where there is none.
-        places: ``file:line`` by path of keys.
+        places: ``file:line`` by path of keys, and of the items of lists.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -81,8 +82,11 @@ class RecipeLines:
         """The recipe in `file`; empty where there is no such file; raises `UserError` when it is damaged."""
         if not file.is_file():
             return cls()
-        parsed = parse_file(file)
-        if parsed.problems or not isinstance(parsed.value, dict):
+        try:
+            parsed = parse_file(file)
+        except ValueError:
+            parsed = None
+        if parsed is None or parsed.problems or not isinstance(parsed.value, dict):
             raise UserError(f"{file} is damaged; restore it, or take it away to go without the recipe")
         settings = dict(parsed.value)
         training = settings.get("training")
@@ -90,7 +94,8 @@ class RecipeLines:
             pairs = (part.partition("=") for part in training["optim_args"].split(",") if part)
             options = {key.strip(): _number(value.strip()) for key, _, value in pairs}
             settings["training"] = {**training, "optim_args": options}
-        return cls(settings, {path: place.rsplit(":", 1)[0] for path, place in parsed.keys.items()})
+        items = {path: place for path, place in parsed.values.items() if path and isinstance(path[-1], int)}
+        return cls(settings, {path: place.rsplit(":", 1)[0] for path, place in {**items, **parsed.keys}.items()})
 
     @property
     def found(self) -> bool:
@@ -122,7 +127,7 @@ class RecipeLines:
     def edit(self, name: str, proposed: Any, now: Any = None) -> Edit:
         """The change of a setting to `proposed`; `now` says what it is where the recipe does not."""
         if self.lightning and name.startswith("unclipped_"):
-            return Edit(name, None, _shown(proposed), self._place(_GROUPS))
+            return Edit(name, None, _shown(proposed), self._place(self._path("unclipped")))
         path = self._path(name)
         value = self._at(path)
         shown = None if (value if value is not None else now) is None else _shown(value if value is not None else now)
@@ -136,6 +141,8 @@ class RecipeLines:
 
     def _path(self, name: str) -> tuple[str | int, ...]:
         path: tuple[str | int, ...] = (_LIGHTNING if self.lightning else _HF).get(name, (name,))
+        if path[: len(_GROUPS)] == _GROUPS and self._at(path) is None and not self._at(_GROUPS):
+            return (*_OPTIMIZER, *path[len(_GROUPS) :])
         if path[0] != "callback":
             return path
         callbacks = self._at(("trainer", "callbacks")) or []

@@ -157,7 +157,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             raise UserError(f"{source} is damaged: it holds no log_history; give another folder or checkpoint")
         rows = _table((entry.get("step"), entry) for entry in state["log_history"] if isinstance(entry, dict))
         max_steps = state.get("max_steps") or max_steps
-        complete = state.get("global_step", 0) >= max_steps if max_steps else None
+        complete = state.get("global_step") == max_steps or _stopped(state)
     elif events := sorted(folder.rglob("*.tfevents.*"), key=lambda file: file.stat().st_mtime):
         source = events[-1]
         rows = _tensorboard(source.parent)
@@ -182,6 +182,14 @@ def _trainer_states(folder: Path) -> Path | None:
     return saved[max(saved)] if saved else None
 
 
+def _stopped(state: Mapping[str, Any]) -> bool:
+    """Whether a callback ended the training, as EarlyStoppingCallback does."""
+    value: Any = state
+    for key in ("stateful_callbacks", "TrainerControl", "args", "should_training_stop"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return bool(value)
+
+
 def _table(events: Iterable[tuple[Any, Mapping[str, Any]]]) -> Rows:
     """Rows by step, the later of two values kept; what is null was not finite, what is no number is left out."""
     rows: Rows = {}
@@ -197,7 +205,7 @@ def _table(events: Iterable[tuple[Any, Mapping[str, Any]]]) -> Rows:
 
 def _name(name: str) -> str:
     name = name.removeprefix("train/")
-    return "lr" if re.fullmatch(r"lr-[^/]+(/pg1)?", name) else _NAMES.get(name, name)
+    return "lr" if re.fullmatch(r"lr-[^/]+(/(pg1|matrices))?", name) else _NAMES.get(name, name)
 
 
 def _tensorboard(folder: Path) -> Rows:

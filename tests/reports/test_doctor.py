@@ -66,7 +66,7 @@ def test_a_good_run_has_nothing_off(name):
     code, lines = said_of(RUNS / name)
     assert code == 0 and len(lines) == 2
     assert lines[1].startswith("nothing off; looked at loss, ")
-    assert ("no figure of Sophia's" in lines[0]) == (name == "good-adamw")
+    assert ("adamw_torch, not Sophia" in lines[0]) == (name == "good-adamw")
     assert ("sophia/win_rate" in lines[1]) == (name != "good-adamw")
 
 
@@ -109,13 +109,16 @@ def test_the_proposed_rho_agrees_with_the_measured_win_rate(name):
 
 
 def test_a_learning_rate_that_destroys_the_run_is_an_error(copied):
-    def rising(event):
-        return {**event, "loss": event["loss"] + 0.01 * event["step"]} if "loss" in event else event
+    (finding,) = examine(read_run(RUNS / "lr-too-high"))
+    assert finding.severity == "error" and "the loss rose from 9.27" in finding.sentence
 
-    finding = examine(read_run(change(copied("lr-too-high"), rising)))[0]
+    def rising(event):
+        return {**event, "loss": event["loss"] + 2.2 * (event["step"] / 200) ** 4} if "loss" in event else event
+
+    finding = examine(read_run(change(copied("good-eigen"), rising)))[0]
     assert (finding.check, finding.severity) == ("learning-rate", "error") and "rose to" in finding.sentence
     (edit,) = finding.edits
-    assert (edit.key, edit.now, edit.proposed) == ("training.learning_rate", "0.8", "0.008")
+    assert (edit.key, edit.now, edit.proposed) == ("training.learning_rate", "0.008", "0.0008")
 
 
 def test_curvature_that_is_zero_or_never_renewed_is_an_error(copied):
@@ -154,6 +157,16 @@ def test_edits_of_a_lightning_recipe(copied):
     assert "hessian_interval: 10" in lines[int(interval.place.rsplit(":")[-1]) - 1]
 
 
+def test_the_place_of_rho_follows_the_lightning_recipe(copied):
+    folder = copied("rho-too-small")
+    text = (HERE / "tiny-lightning.yaml").read_text()
+    for groups, key in (("{basis: eigen, rho: 0.3}", "groups.rho"), ("null", "optimizer.init_args.rho")):
+        (folder / "recipe.yaml").write_text(text.replace("{basis: eigen}", groups))
+        (finding,) = examine(read_run(folder))
+        assert [edit.key for edit in finding.edits] == [f"model.init_args.{key}"] * (2 if "eigen" in groups else 1)
+        assert finding.edits[0].proposed == ("auto" if "eigen" in groups else "0.1")
+
+
 def test_without_a_recipe_the_edit_is_a_bare_name(copied):
     folder = copied("rho-too-small")
     (folder / "recipe.yaml").unlink()
@@ -166,22 +179,28 @@ def test_the_newest_checkpoint_speaks(copied):
     state = json.loads((folder / "checkpoint-200" / "trainer_state.json").read_text())
     state["log_history"] = [entry for entry in state["log_history"] if entry["step"] <= 90]
     state["global_step"] = 90
+    control = state["stateful_callbacks"]["TrainerControl"]["args"]
+    control["should_training_stop"] = False
     (folder / "checkpoint-90").mkdir()
     (folder / "checkpoint-90" / "trainer_state.json").write_text(json.dumps(state))
     run = read_run(folder)
     assert (run.last_step, run.max_steps, run.complete) == (200, 200, True)
     shutil.rmtree(folder / "checkpoint-200")
     assert [f.check for f in examine(read_run(folder))] == ["interrupted"]
+    control["should_training_stop"] = True  # as EarlyStoppingCallback leaves it
+    (folder / "checkpoint-90" / "trainer_state.json").write_text(json.dumps(state))
+    assert not examine(read_run(folder))
 
 
 def test_a_state_with_nan_as_the_trainer_writes_it(copied):
     folder = copied("trainer-good")
     file = folder / "checkpoint-200" / "trainer_state.json"
     state = json.loads(file.read_text())
-    state["log_history"][12]["grad_norm"] = float("nan")
+    for entry in state["log_history"][12:]:
+        entry["grad_norm"] = float("nan")
     file.write_text(json.dumps(state))
-    (finding,) = examine(read_run(folder))
-    assert finding.check == "not-finite" and finding.steps == (130, 130) and "gradient norm" in finding.sentence
+    finding = examine(read_run(folder))[0]
+    assert finding.check == "not-finite" and finding.steps == (130, 200) and "gradient norm" in finding.sentence
 
 
 def test_tensorboard_files_of_a_trainer_give_the_same_findings(tmp_path):

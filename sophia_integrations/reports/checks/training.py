@@ -19,8 +19,12 @@ PAPER_FACTOR = 0.5
 our recipes, 1 to 2.3 in the paper's table. In the eigenbasis the rate is AdamW's own (README)."""
 RATE_MARGIN = 10.0
 """How far a rate may be from that rule; tuned ones were within a factor of 5."""
+DIVERGED = 1.5
+"""Times the first loss: no loss of a model that learns stays above it for `SPIKE_WINDOW` logs."""
 CLIPPED_SHARE = 0.9
 """Of the logged gradient norms above max_grad_norm after warm-up. The paper: with Sophia, clipping is rare."""
+SCALER_SHARE = 0.1
+"""Of the logs: fewer gradient norms that are not finite are a gradient scaler looking for its scale in float16."""
 SPIKE_RISE, SPIKE_NOISE, SPIKE_WINDOW = 0.05, 5.0, 5
 """A spike is above the median of the last 5 logs by 5 % of it, and by 5 times the usual change between two logs."""
 WARMUP_SHARE = 0.01
@@ -30,8 +34,8 @@ WARMUP_SHARE = 0.01
 def finite(run: Run) -> Iterator[Finding]:
     """The loss or the gradient became NaN or infinite."""
     for name, what in (("loss", "training loss"), ("grad_norm", "gradient norm"), ("eval_loss", "validation loss")):
-        steps = run.not_finite(name)
-        if not steps:
+        steps, logged = run.not_finite(name), [step for step, row in run.rows.items() if name in row]
+        if not steps or (name == "grad_norm" and steps[-1] != logged[-1] and len(steps) < SCALER_SHARE * len(logged)):
             continue
         before = [step for step in run.series("loss") if step < steps[0]]
         until = f"; the loss was {run.series('loss')[before[-1]]:.4g} at step {before[-1]}" if before else ""
@@ -70,9 +74,7 @@ def learning_rate(run: Run) -> Iterator[Finding]:
 
 def gradient_clipping(run: Run) -> Iterator[Finding]:
     """Every gradient is clipped, so that none has a length of its own."""
-    most = run.recipe.value("max_grad_norm")
-    if most is None and run.recipe.found and not run.recipe.lightning:
-        most = 1.0  # of TrainingArguments
+    most = _clip(run)
     norms = {step: norm for step, norm in run.series("grad_norm").items() if step > run.warmup_end}
     if not most or len(norms) < SPIKE_WINDOW:
         return
@@ -93,7 +95,9 @@ def gradient_clipping(run: Run) -> Iterator[Finding]:
 def warmup(run: Run) -> Iterator[Finding]:
     """The peak of the learning rate comes too early, and the loss shows it."""
     asked, rates = run.recipe.value("warmup_steps"), run.series("lr")
-    if isinstance(asked, float) and 0 < asked < 1:  # transformers 5 takes a share
+    if asked is None and run.recipe.found and not run.recipe.lightning:
+        asked = run.recipe.value("warmup_ratio") or 0
+    if isinstance(asked, float) and 0 < asked < 1:  # warmup_ratio, and warmup_steps of transformers 5
         asked *= run.horizon
     steps = run.warmup_end if asked is None else asked
     first = min(rates, default=0)
@@ -104,9 +108,9 @@ def warmup(run: Run) -> Iterator[Finding]:
     burst = first in norms and len(norms) >= SPIKE_WINDOW and norms[first] > 3 * median(norms.values())
     if not early and not burst and not run.sophia:
         return
-    shown = (
-        f"; the loss jumped at step {early[0]}" if early else "; the first gradients were the largest" if burst else ""
-    )
+    shown = "; the first gradients were the largest" if burst else ""
+    if early:
+        shown = f"; the loss jumped at step {early[0]}"
     yield Finding(
         "warm-up",
         "warning",
@@ -188,11 +192,11 @@ def _before(run: Run, step: int, before: int) -> list[str]:
 
 
 def _calmer(run: Run, step: int) -> tuple[Edit, ...]:
-    """Against a spike: a clip near the usual gradient norm where there is none, half the rate at its peak."""
+    """Against a spike: a clip near the usual gradient norm where there is none near it, half the rate at its peak."""
     norms = [norm for s, norm in run.series("grad_norm").items() if s < step]
-    most, rate = run.recipe.value("max_grad_norm"), _peak(run)
+    most, rate = _clip(run), _peak(run)
     edits = []
-    if norms and (most is None or not most or most > 3 * median(norms)):
+    if norms and run.recipe.found and (not most or most > 3 * median(norms)):
         edits.append(run.recipe.edit("max_grad_norm", _digit(1.5 * median(norms), up=True)))
     if rate and run.series("lr").get(step, 0.0) >= 0.9 * rate:
         edits.append(run.recipe.edit("learning_rate", _digit(rate / 2), rate))
@@ -205,11 +209,19 @@ def _diverged(run: Run) -> str:
     if len(loss) < 2 * SPIKE_WINDOW:
         return ""
     first, best, last = loss[0], min(loss), median(loss[-3:])
+    if sum(value > DIVERGED * first > 0 for value in loss) >= SPIKE_WINDOW:
+        return f"the loss rose from {first:.4g} to {max(loss):.4g}"
     if last >= first:
         return f"the loss did not fall: {first:.4g} at the first log, {last:.4g} at the last"
     if last - best > (first - best) / 2:
         return f"the loss fell from {first:.4g} to {best:.4g} and rose to {last:.4g} again"
     return ""
+
+
+def _clip(run: Run) -> float | None:
+    """The norm that gradients are clipped to; None where they are not, or nothing says."""
+    most = run.recipe.value("max_grad_norm")
+    return 1.0 if most is None and run.recipe.found and not run.recipe.lightning else most  # as in TrainingArguments
 
 
 def _peak(run: Run) -> float | None:
@@ -222,7 +234,7 @@ def _rule(run: Run) -> float | None:
     optimizer = (run.optimizer or "").lower()
     if not ("adamw" in optimizer or "sophia" in optimizer):
         return None
-    factor = PAPER_FACTOR if "sophia" in optimizer and "eigen" not in optimizer else 1.0
+    factor = PAPER_FACTOR if "sophia" in optimizer and not run.eigen else 1.0
     if run.recipe.value("pretrained"):
         return factor * FINE_TUNING_RATES["adapters" if run.recipe.value("peft") else "full"]
     size = run.summary.get("parameters")
