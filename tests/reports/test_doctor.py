@@ -22,8 +22,8 @@ RUNS = HERE / "runs"
 GOOD = ("good-paper", "good-eigen", "good-adamw", "trainer-good", "tensorboard-good")
 # name of a recording → the checks that find something, in order, and what the first of them proposes
 BAD = {
-    "rho-too-small": (["win-rate"], ["rho=0.0001 → rho=0.1"]),
-    "rho-too-large": (["win-rate"], ["rho=100 → rho=0.29"]),
+    "rho-too-small": (["win-rate"], ["rho=0.0001 → rho=0.1", "rho=0.0001 → rho=auto"]),
+    "rho-too-large": (["win-rate"], ["rho=100 → rho=0.29", "rho=100 → rho=auto"]),
     "eps-too-large": (["curvature-share"], ["eps=0.01 → eps=1e-12"]),
     "unclipped-too-small": (["win-rate", "win-rate"], ["unclipped_start=0.05 → unclipped_start=0.8"]),
     "lr-too-high": (["learning-rate"], ["training.learning_rate: 0.8 → 0.008"]),
@@ -126,7 +126,13 @@ def test_curvature_that_is_zero_or_never_renewed_is_an_error(copied):
     assert [f.check for f in examine(read_run(folder))] == ["zero-curvature"]
     change(folder, lambda e: {**e, "sophia/hessian_norm": 0.5})
     (finding,) = examine(read_run(folder))
-    assert (finding.check, finding.severity) == ("estimates", "error") and "update_hessian()" in finding.sentence
+    assert (finding.check, finding.severity) == ("estimates", "error")
+    assert "h stays the same from step 10 to 40" in finding.sentence
+    change(folder, lambda e: {**e, "sophia/hessian_norm": e["step"] / 2})
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "hessian_updates": 3}))
+    (finding,) = examine(read_run(folder))
+    assert finding.severity == "error" and "only 3 Hessian estimates" in finding.sentence
 
 
 def test_sophia_that_never_logged_a_figure_is_an_error(copied):
@@ -163,7 +169,7 @@ def test_the_place_of_rho_follows_the_lightning_recipe(copied):
     for groups, key in (("{basis: eigen, rho: 0.3}", "groups.rho"), ("null", "optimizer.init_args.rho")):
         (folder / "recipe.yaml").write_text(text.replace("{basis: eigen}", groups))
         (finding,) = examine(read_run(folder))
-        assert [edit.key for edit in finding.edits] == [f"model.init_args.{key}"] * (2 if "eigen" in groups else 1)
+        assert [edit.key for edit in finding.edits] == [f"model.init_args.{key}"] * 2
         assert finding.edits[0].proposed == ("auto" if "eigen" in groups else "0.1")
 
 
@@ -171,7 +177,7 @@ def test_without_a_recipe_the_edit_is_a_bare_name(copied):
     folder = copied("rho-too-small")
     (folder / "recipe.yaml").unlink()
     (finding,) = examine(read_run(folder))
-    assert [str(edit) for edit in finding.edits] == ["rho: 0.1"]
+    assert [str(edit) for edit in finding.edits] == ["rho: 0.1", "rho: auto"]
 
 
 def test_the_newest_checkpoint_speaks(copied):
@@ -217,7 +223,7 @@ def test_tensorboard_files_of_a_trainer_give_the_same_findings(tmp_path):
     assert run.series("lr") == pytest.approx(logged.series("lr"), rel=1e-6)
     assert run.series("eval_loss") == pytest.approx(logged.series("eval_loss"), rel=1e-6)
     (finding,) = examine(run)
-    assert finding.check == "win-rate" and [str(edit) for edit in finding.edits] == ["rho: 0.29"]
+    assert finding.check == "win-rate" and [str(edit) for edit in finding.edits] == ["rho: 0.29", "rho: auto"]
 
 
 @pytest.mark.parametrize(
@@ -278,8 +284,21 @@ def test_a_trainer_logs_what_a_rho_is_proposed_from(tmp_path, rho, ratios):
     trainer = make_trainer(tmp_path, optim_args=f"rho={rho},hessian_interval=2", logging_steps=1)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 20
     for entry in logged:
         assert {"sophia/ratio_q10", "sophia/ratio_q50"} <= entry.keys() if ratios else "sophia/rho" in entry
         assert ("sophia/ratio_q10" in entry) == ratios and ("sophia/rho" in entry) != ratios
     if ratios:
         assert all(0 < entry["sophia/ratio_q10"] < entry["sophia/ratio_q50"] for entry in logged)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning_logs_the_same():
+    from workers.lightning_support import LanguageModel, token_loader
+    from workers.lightning_support import make_trainer as make_lightning
+
+    trainer = make_lightning(max_steps=4, log_every_n_steps=1)
+    trainer.fit(LanguageModel(), token_loader())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert 0 < logged["sophia/ratio_q10"] < logged["sophia/ratio_q50"] and "sophia/rho" not in logged
+    assert not {"sophia/ratio_q10", "sophia/ratio_q50"} & trainer.progress_bar_metrics.keys()

@@ -11,9 +11,7 @@ from .finding import Finding
 from .training import gradient_clipping
 
 PAPER_WIN_RATE = (0.1, 0.5)
-"""Where the official README (Liuhong99/Sophia) wants `win_rate`, by tuning ρ."""
-PAPER_TARGET = 0.3
-"""The middle of it, for which ρ is proposed."""
+"""Where the official README (Liuhong99/Sophia) wants `win_rate`, by tuning ρ; one is proposed for the middle of it."""
 EIGEN_WIN_RATE = (0.1, 0.9)
 """With ρ by hand in the eigenbasis: below, curvature is unused; above, long runs stalled (README, "Reading the win
 rate"; 3,400 steps at ρ 0.3 ended with 0.99 unclipped, behind ρ 0.05 with 0.43)."""
@@ -24,6 +22,8 @@ AUTO_PROPOSED = {"unclipped_start": 0.8, "unclipped_end": 0.3}
 """The defaults of the eigenbasis (`optim.groups.EIGEN_DEFAULTS`)."""
 CURVATURE_SHARE = 0.5
 """Below it the floor is the denominator of most coordinates (README, "Reading the win rate")."""
+EPSILON = {"paper": 1e-12, "eigen": 1e-8}
+"""The defaults of `SophiaG` and of `optim.groups.EIGEN_DEFAULTS`."""
 PASS_TIME, PASS_TARGET = 0.10, 0.05
 """Share of the time in Hessian passes: warned of above the first; the second is the paper's "< 5 %" overhead."""
 LEAST_FRACTION = 1 / 16
@@ -33,12 +33,12 @@ _FEWEST = 3  # logs without which a median means little
 
 def sophia_figures(run: Run) -> Iterator[Finding]:
     """Sophia was asked for and never logged a figure."""
-    if "sophia" in (run.optimizer or "").lower() and not run.sophia:
+    if "sophia" in (run.optimizer or "").lower() and not run.sophia and run.series("loss"):
         yield Finding(
             "no-figures",
             "error",
-            f"the optimizer is {run.optimizer}, and no sophia/… figure was logged: SophiaCallback was not in this run, "
-            "or it ended before the first log of a step",
+            f"the optimizer is {run.optimizer}, and no sophia/… figure was logged beside the loss: SophiaCallback was "
+            "not in this run",
         )
 
 
@@ -62,14 +62,14 @@ def estimates(run: Run) -> Iterator[Finding]:
             ". The run's own warnings say why: a batch without a label that counts, or figures that are not finite",
             tuple(rose[:5]),
         )
-    made = run.summary.get("hessian_updates")
+    made = run.summary.get("hessian_updates", due)
     still = _standing(run.series("sophia/hessian_norm"), 2 * interval)
-    if not dropped and run.sophia and ((made is not None and made < due / 2) or still):
-        said = f"{made} Hessian estimates in {run.last_step} steps" if made is not None else "h does not change"
+    if not dropped and run.sophia and (made < due / 2 or still):
+        said = f"h stays the same from step {still[0]} to {still[-1]}" if still else f"only {made} Hessian estimates"
         yield Finding(
             "estimates",
             "error",
-            f"{said}, and one is due every {interval} steps: give the optimizer its estimator, "
+            f"{said}, and an estimate is due every {interval} steps: give the optimizer its estimator, "
             "SophiaG(…, estimator=GaussNewtonBartlett(model)), or call update_hessian()",
             still,
         )
@@ -100,9 +100,9 @@ def curvature_share(run: Run) -> Iterator[Finding]:
     if floor:
         edit, which = run.recipe.edit("noise_floor", _rounded(floor / 4)), "the noise floor"
     else:
-        eps, proposed = run.recipe.value("eps"), 1e-8 if run.eigen else 1e-12
-        lower = proposed if eps is None or eps > proposed else eps / 1000
-        edit, which = run.recipe.edit("eps", lower), "ε"
+        default = EPSILON["eigen" if run.eigen else "paper"]
+        eps = run.recipe.value("eps") or default
+        edit, which = run.recipe.edit("eps", default if eps > default else _rounded(eps / 1000), eps), "ε"
     yield Finding(
         "curvature-share",
         "warning",
@@ -126,16 +126,14 @@ def win_rate(run: Run) -> Iterator[Finding]:
     if low <= rate <= high:
         return
     meaning = "sign momentum, curvature unused" if rate < low else "the clip hardly protects, and long runs stall"
-    rho = "auto" if run.eigen else proposed_rho(run, PAPER_TARGET)
-    edits = () if rho is None else (run.recipe.edit("rho", rho),)
-    if rho == "auto" and (number := proposed_rho(run, (low + high) / 2)):
-        edits += (run.recipe.edit("rho", number),)
+    number = proposed_rho(run, (low + high) / 2)
+    proposals = ("auto", number) if run.eigen else (number, "auto")
     yield Finding(
         "win-rate",
         "warning",
         f"win rate {rate:.2g} in the middle of the run, good runs have {low} to {high}: {meaning}",
         _ends(run.middle),
-        edits,
+        tuple(run.recipe.edit("rho", rho) for rho in proposals if rho is not None),
     )
 
 
