@@ -10,7 +10,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import eager, native
+from . import native
 from .native_library import library
 
 
@@ -20,15 +20,6 @@ def fast_backend(device_type: str) -> tuple[ModuleType | None, str]:
         found, reason = library()
         return (native, "") if found is not None else (None, reason)
     return None, f"there is no fused step for {device_type}"
-
-
-def backend_of(tensors: tuple[Tensor, Tensor, Tensor, Tensor], fused: bool | None) -> ModuleType:
-    """The backend for one local parameter, its gradient, m and h; with `fused=False` the eager one."""
-    if fused is not False:
-        fast, _ = fast_backend(tensors[0].device.type)
-        if fast is not None and fast.takes(*tensors):
-            return fast
-    return eager
 
 
 def require_fused(param: Tensor) -> None:

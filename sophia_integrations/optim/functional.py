@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backends import backend_of
+from .backends import fast_backend
 from .basis import Basis, basis_layout, known_bases
 from .estimator import Estimate
 from .gradients import usable_gradient
@@ -61,7 +61,7 @@ def update_group(
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     for param in (p for p in group["params"] if p.grad is not None):
         state = state_of(states, param)
-        tensors = tuple(local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"]))
+        tensors = (local(param), local(param.grad), local(state["exp_avg"]), local(state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
             together[tensors[0].device, sharding_of(param)].append((*tensors, param))
@@ -98,9 +98,11 @@ def sophia_update(
     Returns:
         int64 [3] on the device, as `eager.update`.
     """
+    fast = fast_backend(params[0].device.type)[0] if fused is not False else None
     lists: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     for tensors in zip(params, grads, exp_avgs, hessians, strict=True):
-        lists[backend_of(tensors, fused), tensors[0].dtype].append(tensors)
+        backend = fast if fast is not None and fast.takes(*tensors) else eager
+        lists[backend, tensors[0].dtype].append(tensors)
     counts = [backend.update(*zip(*each, strict=True), rule, counting) for (backend, _), each in lists.items()]
     return torch.stack(counts).sum(0)
 
