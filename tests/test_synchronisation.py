@@ -12,7 +12,7 @@ from sophia_integrations import GaussNewtonBartlett, SophiaG
 from sophia_integrations.curvature.transfer import all_finite, numbers, on_host
 from sophia_integrations.optim import later, trust
 from sophia_integrations.optim.basis import Basis, average, carry_hessian, into, layout_of
-from sophia_integrations.optim.eigenvectors import refresh
+from sophia_integrations.optim.eigenvectors import _cholesky_qr, refresh
 from sophia_integrations.optim.nonfinite import NonFiniteGradients
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
@@ -63,7 +63,8 @@ def test_ratios_are_counted_without_asking_for_the_largest():
     assert reads.count == 0 and torch.equal(counts, trust._bin_counts(bins))
 
 
-def test_the_eigenvectors_are_refreshed_without_a_word_to_the_host():
+def test_the_eigenvectors_are_refreshed_without_a_word_to_the_host(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "qr", lambda images: (_cholesky_qr(images, images), None))  # as on a GPU
     bases = [Basis(layout_of(torch.Size((6, 8)), None), {"hessian": normal(6, 8).abs()}) for _ in range(3)]
     gradients = [normal(6, 8, seed=i) for i in range(3)]
     average(bases, gradients, 0.8)
