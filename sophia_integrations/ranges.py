@@ -119,6 +119,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "basis_interval": _count,
     "basis_warmup": _steps,
     "basis_beta": _beta,
+    "basis_factor_interval": _count,
     "basis_max_dim": _side,
     "basis_flatten": _flag,
     "weight_decay": _non_negative,

@@ -130,9 +130,12 @@ class Specification:
         """The factors by hand, and eigenvectors that are theirs, or one power iteration and Gram-Schmidt further."""
         grad = torch.where(p.grad.isfinite(), p.grad.detach().double(), 0)
         beta, held = group["basis_beta"], self._factors.setdefault(p, {})
-        turns = step % group["basis_interval"] == 0 or step < group["basis_warmup"]
+        young = step < group["basis_warmup"]
+        turns = young or step % group["basis_interval"] == 0
+        sees = young or step % group["basis_factor_interval"] == 0
         for side, product in self.pieces[p].products(grad).items():
-            held[side] = product if side not in held else beta * held[side] + (1 - beta) * product
+            if side not in held or sees:
+                held[side] = product if side not in held else beta * held[side] + (1 - beta) * product
             factor, found = held[side], after[f"{side}_factor"]
             assert found.dtype == torch.promote_types(p.dtype, torch.float32)
             assert (found - factor).abs().max() <= 1e-6 * factor.abs().max()

@@ -50,6 +50,7 @@ EIGEN_KEYS: dict[str, Callable[[Any], Any]] = {
     "basis_interval": int,
     "basis_warmup": int,
     "basis_beta": float,
+    "basis_factor_interval": int,
     "basis_max_dim": int,
     "adamw_lr": float,
 }

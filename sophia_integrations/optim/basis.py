@@ -300,10 +300,14 @@ def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]
             continue
         with_gradient = [p for p in group["params"] if p.grad is not None]
         layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}
-        bases = [Basis(layout, state_of(states, p)) for p, layout in layouts.items()]
-        average(bases, [p.grad for p in layouts], group["basis_beta"])
-        step = group["step"]
-        all_are_due = step % group["basis_interval"] == 0 or step < group["basis_warmup"]
-        due += [basis for basis in bases if all_are_due or not basis.is_known]
+        bases = {p: Basis(layout, state_of(states, p)) for p, layout in layouts.items()}
+        due += [basis for basis in bases.values() if _is_time(group, "basis_interval") or not basis.is_known]
+        seeing = {p: b for p, b in bases.items() if _is_time(group, "basis_factor_interval") or not b.is_known}
+        average(list(seeing.values()), [p.grad for p in seeing], group["basis_beta"])
     turned = refresh([side for basis in due for side in basis.sides()], agree)
     carry_hessian(due, turned)
+
+
+def _is_time(group: Mapping[str, Any], interval: str) -> bool:
+    """Whether what happens every `interval` steps, and at each one in the beginning, happens now."""
+    return group["step"] < group["basis_warmup"] or group["step"] % group[interval] == 0

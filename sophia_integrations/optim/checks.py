@@ -29,6 +29,7 @@ _FIXED_IN_A_RUN = (
     "basis_interval",
     "basis_warmup",
     "basis_beta",
+    "basis_factor_interval",
 )
 _SHAPES_THE_STATE = ("update", "basis", "basis_max_dim", "basis_flatten")
 _CYCLES_MOMENTUM = ("max_momentum", "base_momentum")

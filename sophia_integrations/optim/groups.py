@@ -20,6 +20,7 @@ EIGEN_DEFAULTS: dict[str, Any] = {
     "bias_correction": True,
     "unclipped": (0.8, 0.3),
     "basis_beta": 0.8,
+    "basis_factor_interval": 5,
 }
 """What `basis="eigen"` means for the Sophia groups, unless the caller says otherwise."""
 

@@ -70,6 +70,7 @@ class SophiaG(Optimizer):
         basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices.
         basis_interval: steps between two refreshes of the eigenvectors, after `basis_warmup` steps with one each.
         basis_beta: decay of the factors.
+        basis_factor_interval: steps between two gradients that the factors see, after `basis_warmup` steps with all.
         basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
             default the shorter side of the matrix, at least 128.
         basis_flatten: take tensors of three dimensions for convolutions, [rows, rest], not for batches of matrices.
@@ -112,6 +113,7 @@ class SophiaG(Optimizer):
         basis_interval: int = 10,
         basis_warmup: int = 100,
         basis_beta: float = 0.95,
+        basis_factor_interval: int = 1,
         basis_max_dim: int | None = None,
         basis_flatten: bool = False,
         fused: bool | None = None,
@@ -133,6 +135,7 @@ class SophiaG(Optimizer):
             basis_interval=basis_interval,
             basis_warmup=basis_warmup,
             basis_beta=basis_beta,
+            basis_factor_interval=basis_factor_interval,
             basis_max_dim=basis_max_dim,
             basis_flatten=basis_flatten,
             **COUNTERS,

@@ -122,6 +122,8 @@ CHOICES = {
     "float64 lr": dict(lr=torch.tensor(1e-2, dtype=torch.float64)),
     "every step": dict(basis_interval=1),
     "never again": dict(basis_interval=1000, basis_warmup=0),
+    "from every second gradient": dict(basis_factor_interval=2, basis_warmup=1),
+    "from every fourth gradient, refreshed oftener": dict(basis_factor_interval=4, basis_warmup=0),
     "rho by itself": dict(rho="auto"),
     "large eps": dict(eps=0.05),
     "everything": dict(nesterov=True, bias_correction=True, noise_floor=0.3, maximize=True, rho="auto", eps=1e-8),

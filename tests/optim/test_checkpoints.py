@@ -135,7 +135,8 @@ def test_a_distributed_checkpoint_on_disk(tmp_path):
 
 
 NEW_KEYS = """update nesterov bias_correction noise_floor unclipped basis basis_interval basis_warmup basis_beta
-basis_max_dim basis_flatten hessian_step batch_predictions auto_rho peak_lr win_rate curvature_share""".split()
+basis_factor_interval basis_max_dim basis_flatten
+hessian_step batch_predictions auto_rho peak_lr win_rate curvature_share""".split()
 
 
 def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():

@@ -178,6 +178,10 @@ def test_nothing_for_sophia_and_nothing_to_train():
         ),
         (dict(basis="eigen", basis_interval=0), "basis_interval must be a whole number of at least 1, got 0."),
         (dict(basis="eigen", basis_warmup=-1), "basis_warmup must be a whole number of at least 0, got -1."),
+        (
+            dict(basis="eigen", basis_factor_interval=0),
+            "basis_factor_interval must be a whole number of at least 1, got 0.",
+        ),
         (dict(basis="eigen", basis_beta=1.0), "basis_beta must be at least 0 and below 1, got 1.0."),
         (dict(rho="automatic"), "rho must be a number of at least 0, or \"auto\", got 'automatic'."),
         (dict(unclipped=(0.6,)), "unclipped must be two shares above 0 and below 1"),

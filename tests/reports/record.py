@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RUNS = HERE / "runs"
+RUNS = HERE / "recorded"
 TINY, LIGHTNING = HERE / "tiny.yaml", HERE / "tiny-lightning.yaml"
 PAPER = "training.optim_args=rho={},beta1=0.9,beta2=0.9,eps={},hessian_interval=10"
 ADAMW = ("training.optim=adamw_torch", "training.optim_args=null")

@@ -18,7 +18,7 @@ from sophia_integrations.reports.doctor import doctor
 from sophia_integrations.reports.run_folder import read_run
 
 HERE = Path(__file__).parent
-RUNS = HERE / "runs"
+RUNS = HERE / "recorded"
 GOOD = ("good-paper", "good-eigen", "good-adamw", "trainer-good", "tensorboard-good")
 # name of a recording → the checks that find something, in order, and what the first of them proposes
 BAD = {
