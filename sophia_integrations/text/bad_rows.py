@@ -8,7 +8,6 @@ from typing import Literal, get_args
 import torch
 
 from ..errors import UserError
-from .rows import Row
 
 BadRows = Literal["error", "skip"]
 """What to do about them: refuse the data, saying how many there are and where; or leave them out and count them."""
@@ -31,11 +30,11 @@ class Tally:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, row: Row, problem: str) -> None:
-        """Counts one."""
+    def add(self, problem: str) -> None:
+        """Counts one; `problem` says where it is and what is wrong."""
         self.count += 1
         if len(self.first) < _SHOWN:
-            self.first.append(f"{row.place}: {problem}")
+            self.first.append(problem)
 
     def __add__(self, other: Tally) -> Tally:
         first = [*self.first, *other.first][:_SHOWN]
@@ -71,9 +70,9 @@ class StreamTally:
         """Bad rows met so far; again in every pass over the data."""
         return int(self.counts.sum())
 
-    def add(self, row: Row, problem: str) -> None:
-        """Counts one, or raises `UserError` naming its place."""
+    def add(self, problem: str) -> None:
+        """Counts one, or raises `UserError` with its problem."""
         if self.action == "error":
-            raise UserError(f"{row.place}: {problem}; {HINT}")
+            raise UserError(f"{problem}; {HINT}")
         worker = torch.utils.data.get_worker_info()
         self.counts[0 if worker is None else worker.id + 1] += 1

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+
+_BATCH = 1000  # rows of a table written at once
 
 
 def cache_dir() -> Path:
@@ -41,13 +49,83 @@ def write_aside(target: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> bool:
-    """Stores one cache entry, and says whether; a cache that cannot be written costs time, never the run."""
+def cached_table(
+    name: str,
+    features: datasets.Features,
+    rows: Callable[[], Iterable[dict[str, Any]]],
+    say: Callable[[str], object],
+) -> datasets.Dataset:
+    """The table of the cache entry `name`, mapped from its file; where there is none, made row by row.
+
+    One process makes an entry, others that want it wait.  Where the cache cannot be written, the table is in memory.
+
+    Args:
+        name: of the entry, without the ending ``.arrow``.
+        features: the columns.
+        rows: makes the rows; called again when writing fails.
+        say: receives the lines for the reader.
+    """
+    path = cache_dir() / f"{name}.arrow"
+    found = _opened(path, say)
+    if found is not None:
+        return found
+    try:
+        with _locked(path):
+            if not path.is_file():
+                write_aside(path, lambda aside: _write(aside, features, rows()))
+            return _opened(path, say) or table_in_memory(features, rows())
+    except OSError as error:
+        say(f"Cache: {cache_dir()} cannot be written ({error.strerror or error}); going on without it.")
+        return table_in_memory(features, rows())
+
+
+def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    """A table that no file keeps."""
+    import datasets
+    import pyarrow as pa
+
+    return datasets.Dataset(pa.Table.from_pylist(list(rows), features.arrow_schema))
+
+
+def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> None:
+    """Stores one cache entry; a cache that cannot be written costs time, never the run."""
     target = cache_dir() / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_aside(target, write)
     except OSError as error:
         say(f"Cache: {cache_dir()} cannot be written ({error.strerror}); going on without it.")
-        return False
-    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import filelock
+
+    folder = path.parent / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / f"{path.stem}.lock"):
+        yield
+
+
+def _opened(path: Path, say: Callable[[str], object]) -> datasets.Dataset | None:
+    import datasets
+    import pyarrow as pa
+
+    if not path.is_file():
+        return None
+    try:
+        return datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException):
+        say(f"Cache: {path} is damaged; making it again.")
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return None
+
+
+def _write(path: Path, features: datasets.Features, rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    schema, left = features.arrow_schema, iter(rows)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as target:
+        while batch := list(itertools.islice(left, _BATCH)):
+            target.write_batch(pa.RecordBatch.from_pylist(batch, schema))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .cache import cache_dir, digest, store
-from .source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from .source import Source
 
 END_OF_TEXT = "<|endoftext|>"
 _CAUSAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}

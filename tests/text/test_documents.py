@@ -14,11 +14,11 @@ from sophia_integrations.text.split import held_out
 
 
 def places(source: Source, split: str) -> list[str]:
-    return [row.place for row in getattr(source, split).rows]
+    return [row["place"] for row in getattr(source, split).rows]
 
 
 def texts(source: Source) -> set[str]:
-    return {row.values["text"] for side in (source.train, source.validation) for row in side.rows}
+    return {row["text"] for split in (source.train, source.validation) for row in split.rows}
 
 
 def test_the_standard_library_is_split_by_file() -> None:
