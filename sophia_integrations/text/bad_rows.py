@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
-
 from ..errors import UserError
 
 BadRows = Literal["error", "skip"]
@@ -49,30 +47,3 @@ class Tally:
             return
         share = f"{self.count:,} of {self.total:,} rows {'is' if self.count == 1 else 'are'} bad"
         raise UserError(f"{share}: {self}" + (f"; {HINT}" if self.count < self.total else ""))
-
-
-class StreamTally:
-    """As `Tally`, for rows without a known number: refuses the first one, or counts them while they are read.
-
-    Args:
-        action: "error" or "skip".
-        readers: loader workers at most; they count in memory that they share with the process that started them.
-    """
-
-    def __init__(self, action: str, readers: int) -> None:
-        self.action = action
-        self.counts = torch.zeros(readers + 1, dtype=torch.int64)
-        if action == "skip":
-            self.counts.share_memory_()
-
-    @property
-    def count(self) -> int:
-        """Bad rows met so far; again in every pass over the data."""
-        return int(self.counts.sum())
-
-    def add(self, problem: str) -> None:
-        """Counts one, or raises `UserError` with its problem."""
-        if self.action == "error":
-            raise UserError(f"{problem}; {HINT}")
-        worker = torch.utils.data.get_worker_info()
-        self.counts[0 if worker is None else worker.id + 1] += 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +48,35 @@ def write_aside(target: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> Path | None:
+    """The cache entry `name`, filled by `write` where there is none; None where the cache cannot be written.
+
+    One process makes an entry, and others that want it wait for it.
+    """
+    import filelock
+
+    path = cache_dir() / name
+    if path.is_file():
+        return path
+    locks = path.parent / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(locks / f"{name}.lock"):
+            if not path.is_file():
+                write_aside(path, write)
+    except OSError as error:
+        say(f"Cache: {cache_dir()} cannot be written ({error.strerror or error}); going on without it.")
+        return None
+    return path
+
+
 def cached_table(
     name: str,
     features: datasets.Features,
     rows: Callable[[], Iterable[dict[str, Any]]],
     say: Callable[[str], object],
 ) -> datasets.Dataset:
-    """The table of the cache entry `name`, mapped from its file; where there is none, made row by row.
-
-    One process makes an entry, others that want it wait.  Where the cache cannot be written, the table is in memory.
+    """The table of the cache entry `name`, mapped from its file; in memory where the cache cannot be written.
 
     Args:
         name: of the entry, without the ending ``.arrow``.
@@ -65,18 +84,18 @@ def cached_table(
         rows: makes the rows; called again when writing fails.
         say: receives the lines for the reader.
     """
-    path = cache_dir() / f"{name}.arrow"
-    found = _opened(path, say)
-    if found is not None:
-        return found
-    try:
-        with _locked(path):
-            if not path.is_file():
-                write_aside(path, lambda aside: _write(aside, features, rows()))
-            return _opened(path, say) or table_in_memory(features, rows())
-    except OSError as error:
-        say(f"Cache: {cache_dir()} cannot be written ({error.strerror or error}); going on without it.")
+    import datasets
+    import pyarrow as pa
+
+    path = cached_file(f"{name}.arrow", lambda aside: _write(aside, features, rows()), say)
+    if path is None:
         return table_in_memory(features, rows())
+    try:
+        return datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException):
+        say(f"Cache: {path} is damaged; making it again.")
+        path.unlink(missing_ok=True)
+    return cached_table(name, features, rows, say)
 
 
 def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
@@ -87,45 +106,10 @@ def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]])
     return datasets.Dataset(pa.Table.from_pylist(list(rows), features.arrow_schema))
 
 
-def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> None:
-    """Stores one cache entry; a cache that cannot be written costs time, never the run."""
-    target = cache_dir() / name
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(target, write)
-    except OSError as error:
-        say(f"Cache: {cache_dir()} cannot be written ({error.strerror}); going on without it.")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    import filelock
-
-    folder = path.parent / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / f"{path.stem}.lock"):
-        yield
-
-
-def _opened(path: Path, say: Callable[[str], object]) -> datasets.Dataset | None:
-    import datasets
-    import pyarrow as pa
-
-    if not path.is_file():
-        return None
-    try:
-        return datasets.Dataset.from_file(str(path))
-    except (OSError, pa.ArrowException):
-        say(f"Cache: {path} is damaged; making it again.")
-    with contextlib.suppress(OSError):
-        path.unlink()
-    return None
-
-
 def _write(path: Path, features: datasets.Features, rows: Iterable[dict[str, Any]]) -> None:
     import pyarrow as pa
 
     schema, left = features.arrow_schema, iter(rows)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as target:
+    with open(path, "wb") as file, pa.ipc.new_stream(file, schema) as target:
         while batch := list(itertools.islice(left, _BATCH)):
             target.write_batch(pa.RecordBatch.from_pylist(batch, schema))

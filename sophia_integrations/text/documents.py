@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import sysconfig
 import tokenize
@@ -60,9 +59,8 @@ def _modules(names: Iterable[str], root: Path) -> Iterator[tuple[str, RawRow]]:
 def _python_text(path: Path) -> str | None:
     """The text of a module; None where it is not text in its declared encoding."""
     try:
-        data = path.read_bytes()
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return _unix(data.decode(encoding))
+        with tokenize.open(path) as file:
+            return file.read()
     except (SyntaxError, UnicodeDecodeError, OSError):
         return None
 
@@ -70,14 +68,10 @@ def _python_text(path: Path) -> str | None:
 def _documents(files: Iterable[str], base: Path) -> Iterator[tuple[str, RawRow]]:
     for file in files:
         try:
-            text = Path(file).read_bytes().decode("utf-8-sig")
+            text = Path(file).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             yield file, f"not UTF-8 text (byte {error.start}), convert it"
         except OSError as error:
             yield file, f"cannot be read: {error.strerror}"
         else:
-            yield Path(file).relative_to(base).as_posix(), {"text": _unix(text)}
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+            yield Path(file).relative_to(base).as_posix(), {"text": text}

@@ -84,19 +84,20 @@ class Encoder:
             yield from zip(batch, encode(batch), strict=True)
 
     def _chats(self, rows: Sequence[Row]) -> list[Example]:
-        return [self._chat(row) for row in rows]
-
-    def _texts(self, rows: Sequence[Row]) -> list[Example]:
-        return [self._text(ids) for ids in self._ended(rows)]
+        examples = []
+        for row in rows:
+            try:
+                examples.append(self._causal(*chat_tokens(row, self.tokenizer)))
+            except Unfit as error:
+                examples.append(Example([], [], problem=str(error)))
+        return examples
 
     def _ended(self, rows: Sequence[Row]) -> list[list[int]]:
         return [[*ids, separator(self.tokenizer)] for ids in self._plain(rows, "text")]
 
-    def _chat(self, row: Row) -> Example:
-        try:
-            return self._causal(*chat_tokens(row, self.tokenizer))
-        except Unfit as error:
-            return Example([], [], problem=str(error))
+    def _plain(self, rows: Sequence[Row], part: str) -> list[list[int]]:
+        texts = [row[part] for row in rows]
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _causal(self, ids: list[int], learned: Sequence[bool]) -> Example:
         labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
@@ -104,13 +105,13 @@ class Encoder:
         size = self.block_size
         return Example(ids[:size], labels[:size], len(ids) > size)
 
-    def _text(self, ids: list[int]) -> Example:
+    def _texts(self, rows: Sequence[Row]) -> list[Example]:
         if self.task != "masked-lm":
-            return self._causal([*self._opening, *ids], [True] * (len(self._opening) + len(ids)))
-        cls, size = self.tokenizer.cls_token_id, self.block_size
-        ids = ids if cls is None else [cls, *ids]
-        cut = ids if len(ids) <= size else [*ids[: size - 1], ids[-1]]
-        return Example(cut, list(cut), len(ids) > size)
+            whole = [[*self._opening, *ids] for ids in self._ended(rows)]
+            return [self._causal(ids, [True] * len(ids)) for ids in whole]
+        first = [] if self.tokenizer.cls_token_id is None else [self.tokenizer.cls_token_id]
+        cut = [self._closed([*first, *ids]) for ids in self._ended(rows)]
+        return [Example(ids, ids, was_cut) for ids, was_cut in cut]
 
     def _prompt_completion(self, rows: Sequence[Row]) -> list[Example]:
         examples = []
@@ -118,10 +119,6 @@ class Encoder:
             before, after = [*self._opening, *prompt], [*completion, separator(self.tokenizer)]
             examples.append(self._causal(before + after, [False] * len(before) + [True] * len(after)))
         return examples
-
-    def _plain(self, rows: Sequence[Row], part: str) -> list[list[int]]:
-        texts = [row[part] for row in rows]
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _seq2seq(self, rows: Sequence[Row]) -> list[Example]:
         options = {"return_attention_mask": False, "verbose": False}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ from ..errors import UserError
 from .raw import RawRow, RawTable, file_keys, first_line, rows_of_files
 
 
-def read_hub(
-    path: str, name: str | None, split: str, revision: str | None, *, streaming: bool = False
-) -> list[RawTable]:
-    """The parts of a split such as ``train[:10%]+test`` of a data set by hub id or folder; raises `UserError`."""
+def read_hub(hub: Mapping[str, str | None], split: str, streaming: bool = False) -> list[RawTable]:
+    """The parts of a split such as ``train[:10%]+test`` of a data set; raises `UserError`.
+
+    Args:
+        hub: ``path``, a hub id or a folder; ``name`` of a configuration and ``revision``, where it has several.
+        split: which rows.
+        streaming: fetch nothing before it is read.
+    """
     if streaming and not re.fullmatch(r"[^[+]+(\[:\d+\])?", split):
         raise UserError(f"data.hub: a streamed split is cut as NAME[:ROWS], found {split!r}")
+    path, name, revision = str(hub["path"]), hub.get("name"), hub.get("revision")
     try:
         place, revision = (path, revision) if streaming else _local_copy(path, name, revision)
         return list(_tables(place, name, split, revision, streaming, f"data.hub {path} ({split})"))
@@ -109,7 +114,8 @@ def _local_copy(path: str, name: str | None, revision: str | None) -> tuple[str,
         return fetch(allow_patterns=["README.md", *inside]), None
     try:
         folder = fetch(local_files_only=True)
-        found = _kind(datasets.load_dataset_builder(folder, name)) is not None
+        kind = _kind(datasets.load_dataset_builder(folder, name))
     except Exception:  # nothing was fetched, or other files only
-        found = False
-    return (folder, None) if found else (path, revision)
+        kind = None
+    kept_by_datasets = builder is not None and kind in ("parquet", "arrow")  # whole, which the folder may not be
+    return (path, revision) if kind is None or kept_by_datasets else (folder, None)

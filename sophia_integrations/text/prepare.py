@@ -31,7 +31,7 @@ class Prepared:
     """Data for a trainer.
 
     Attributes:
-        train: items as `Blocks`, `Packed` or `Examples.items` have them; a `Stream` is endless.
+        train: items as `TokenTables` has them; a `Stream` is endless.
         validation: the same, always of a known length.
         collate: items to a batch, ``{name: tensor}``.
         layout: "blocks", "packed" or "rows".
@@ -59,7 +59,7 @@ class Prepared:
         """Rows left out as bad; those of a stream as they are met, again in every pass.  None where they are errors."""
         if self.bad is None:
             return None
-        return self.bad.count + (self.train.bad.count if isinstance(self.train, Stream) else 0)
+        return self.bad.count + (self.train.bad if isinstance(self.train, Stream) else 0)
 
     @property
     def tokens_per_row(self) -> float:

@@ -92,25 +92,39 @@ def load_source(
     held: list[RawTable] = []
     if source is not None:
         library, skipped = standard_library()
-        part = [library]
+        raws = [library]
     elif hub is not None:
-        part = _hub_part(hub, hub.get("split") or "train", streaming)
-        if hub.get("validation_split"):
-            held = _hub_part(hub, str(hub["validation_split"]), streaming)
+        raws = read_hub(hub, hub.get("split") or "train", streaming)
+        held = read_hub(hub, hub["validation_split"], streaming) if hub.get("validation_split") else []
     else:
         assert files is not None
-        part = [_files_part(files, "data.files", streaming)]
-        if validation_files is not None:
-            held = [_files_part(validation_files, "data.validation_files", streaming)]
-            shared = sorted({*part[0].files}.intersection(held[0].files))
-            if shared:
-                raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
-    chosen = formats.choose_format(task, format, part[0].names, columns)
+        raws = [_found(files, "data.files")]
+        held = [] if validation_files is None else [_found(validation_files, "data.validation_files")]
+        shared = sorted({file for raw in held for file in raw.files}.intersection(raws[0].files))
+        if shared:
+            raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
+    format = formats.choose_format(task, format, raws[0].names, columns)
     if streaming:
-        found = _streamed(part, held, chosen, columns, bad_rows)
+        _require_streamable(raws[0], format, held)
+        table = table_in_memory(row_features(format), row_stream(held, format, columns))
+        scans = [scan_rows(table, None)]
+        train, validation = Split(row_stream(raws, format, columns)), scans[0].train
+        hashes = [f"{file} {os.path.getsize(file)}" if os.path.isfile(file) else file for file in raws[0].files]
+        hashes.append(str(raws[0].cut))
     else:
-        found = _split(part, held, chosen, columns, validation_fraction, bad_rows, say)
-    return replace(found, skipped=skipped, bad_rows=bad_rows)
+        fraction = None if held else validation_fraction
+        scans = [scan_rows(row_table(raws, format, columns, say), fraction, raws[0].named)]
+        if held:
+            scans.append(scan_rows(row_table(held, format, columns, say), None, held[0].named))
+        train, validation = scans[0].train, scans[1].train if held else scans[0].validation
+        hashes = []
+    for scan in scans:
+        scan.bad.judge(bad_rows)
+    _require_text(train, validation, raws[0].origin, held[0].origin if held else None, validation_fraction)
+    hashes += [scan.digest for scan in scans]
+    bad = sum((scan.bad for scan in scans), Tally())
+    found = Source(format, train, validation, digest([format, *hashes]), skipped=skipped, bad_rows=bad_rows, bad=bad)
+    return found if format != "classification" else _with_labels(found, raws[0], columns)
 
 
 def _require_library() -> None:
@@ -122,70 +136,30 @@ def _require_library() -> None:
         ) from None
 
 
-def _files_part(patterns: Sequence[str], key: str, streaming: bool) -> RawTable:
+def _found(patterns: Sequence[str], key: str) -> RawTable:
     paths = find(patterns, key)
     origin, kind = f"{key} ({', '.join(patterns)})", kind_of(paths, key)
-    if kind != "text":
-        return read_files(paths, kind, origin)
-    if streaming:
-        raise UserError(f"data.streaming: {origin} are text files, which are read whole; leave streaming out")
-    return read_documents(paths, origin)
+    return read_documents(paths, origin) if kind == "text" else read_files(paths, kind, origin)
 
 
-def _hub_part(hub: Mapping[str, str | None], split: str, streaming: bool) -> list[RawTable]:
-    path = str(hub["path"])
-    return read_hub(path, hub.get("name"), split, hub.get("revision"), streaming=streaming)
-
-
-def _split(
-    part: list[RawTable],
-    held: list[RawTable],
-    format: str,
-    columns: Mapping[str, str] | None,
-    fraction: float,
-    bad_rows: str,
-    say: Callable[[str], object],
-) -> Source:
-    table = row_table(part, format, columns, say)
-    found = scan_rows(table, None if held else fraction, part[0].named)
-    found.bad.judge(bad_rows)
-    validation, bad, hashes = found.validation, found.bad, [format, found.digest]
-    if held:
-        others = scan_rows(row_table(held, format, columns, say), None, held[0].named)
-        others.bad.judge(bad_rows)
-        validation, bad = others.train, bad + others.bad
-        hashes.append(others.digest)
-    _require_text(found.train, validation, part[0].origin, held, fraction)
-    source = Source(format, found.train, validation, digest(hashes), bad=bad)
-    return source if format != "classification" else _with_labels(source, part[0], columns)
-
-
-def _streamed(
-    part: list[RawTable], held: list[RawTable], format: str, columns: Mapping[str, str] | None, bad_rows: str
-) -> Source:
-    origin = part[0].origin
+def _require_streamable(raw: RawTable, format: str, held: list[RawTable]) -> None:
+    if raw.named or any(other.named for other in held):
+        raise UserError(f"data.streaming: {raw.origin} are text files, which are read whole; leave streaming out")
     if not held:
         raise UserError(
-            f"data.streaming: {origin} cannot be split while it streams; name the held-out rows in "
+            f"data.streaming: {raw.origin} cannot be split while it streams; name the held-out rows in "
             "data.validation_files or data.hub.validation_split"
         )
     if format == "classification":
         raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
-    found = scan_rows(table_in_memory(row_features(format), row_stream(held, format, columns)), None)
-    found.bad.judge(bad_rows)
-    _require_text(None, found.train, origin, held, 0.0)
-    places = [f"{file} {os.path.getsize(file)}" if os.path.isfile(file) else file for file in part[0].files]
-    key = digest([format, *places, str(part[0].cut), found.digest])
-    return Source(format, Split(row_stream(part, format, columns)), found.train, key, bad=found.bad)
 
 
-def _require_text(train: Split | None, validation: Split, origin: str, held: list[RawTable], fraction: float) -> None:
-    if train is not None and not train.bytes:
+def _require_text(train: Split, validation: Split, origin: str, held: str | None, fraction: float) -> None:
+    if hasattr(train.rows, "__len__") and not train.bytes:
         raise UserError(f"{origin}: there is no text to train on")
+    if not validation.bytes and held is not None:
+        raise UserError(f"{held}: there is no text to validate on")
     if not validation.bytes:
-        if held:
-            raise UserError(f"{held[0].origin}: there is no text to validate on")
-        assert train is not None
         raise UserError(
             f"{origin}: none of its {len(train.rows)} document(s) is held out at validation_fraction "
             f"{fraction:g}; give held-out ones, more documents, or raise the fraction"

@@ -65,11 +65,6 @@ def scan_rows(table: datasets.Dataset, fraction: float | None, named: bool = Fal
     return Scan(split(~held), split(held), digest([keys, contents, held.tobytes()]), tally)
 
 
-def held_out(name: str, fraction: float) -> bool:
-    """Whether the document of this name belongs to validation: a fixed hash of it falls below `fraction`."""
-    return bool(_fall_below(_sha256(name), fraction)[0])
-
-
 def _sha256(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .bad_rows import StreamTally
+from .bad_rows import HINT
 from .encode import Encoder
 from .layouts import joined, packed
 from .rows import Row
@@ -34,19 +34,27 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         encoder: makes tokens of the rows.
         layout: "blocks" (text joined and cut), "packed" (whole examples) or "rows" (one example each).
         seed: key of the order.
-        bad_rows: "error" refuses the first bad row, "skip" counts them in `bad`.
+        bad_rows: "error" refuses the first bad row, "skip" counts them.
     """
 
     def __init__(
         self, rows: datasets.IterableDataset, encoder: Encoder, layout: str, seed: int, bad_rows: str = "error"
     ) -> None:
         self.rows, self.encoder, self.layout, self.seed = rows, encoder, layout, seed
-        self.bad = StreamTally(bad_rows, self.files)
+        self.bad_rows = bad_rows
+        self._bad = torch.zeros(self.files + 1, dtype=torch.int64)  # of this process and of each loader worker
+        if bad_rows == "skip":
+            self._bad.share_memory_()
 
     @property
     def files(self) -> int:
         """Parts that can be read side by side."""
         return int(self.rows.num_shards)
+
+    @property
+    def bad(self) -> int:
+        """Bad rows met so far by all loader workers; again in every pass over the data."""
+        return int(self._bad.sum())
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         encoder = self.encoder
@@ -67,7 +75,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
             found, bad = False, ""
             for row in rows:
                 if row["problem"] is not None:
-                    self.bad.add(row["problem"])
+                    self._count(row["problem"])
                     bad = f"; all of its rows are bad ({row['problem']})"
                 elif self.encoder.format != "text" or row["text"]:
                     found = True
@@ -81,7 +89,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         for row, example in self.encoder.examples(self._rows()):
             idle += 1
             if example.problem is not None:
-                self.bad.add(f"{row['place']}: {example.problem}")
+                self._count(f"{row['place']}: {example.problem}")
             elif example.learned:
                 idle = 0
                 yield example.ids, example.labels
@@ -90,3 +98,9 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
                     f"data.streaming: {idle:,} rows one after another carry no loss within {self.encoder.block_size} "
                     "tokens, or are bad; raise data.block_size or look at the data"
                 )
+
+    def _count(self, problem: str) -> None:
+        if self.bad_rows == "error":
+            raise UserError(f"{problem}; {HINT}")
+        worker = torch.utils.data.get_worker_info()
+        self._bad[0 if worker is None else worker.id + 1] += 1

@@ -292,17 +292,62 @@ def test_a_folder_names_its_files_and_fields(folder: Callable[..., Path]) -> Non
         load_source(hub={**hub, "split": "dev"})
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_of_the_hub_are_kept_for_use_offline(
-    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layout that the hub's own client writes, read back by it."""
     from huggingface_hub import constants
 
     cache = tmp_path / "hub cache"
     snapshot = cache / "datasets--someone--rows" / "snapshots" / "0123456789012345678901234567890123456789"
-    shutil.copytree(folder("jsonl", [{"text": "2024-01-01"}] * 2), snapshot)
+    shutil.copytree(folder(kind, [{"text": "2024-01-01", "more": "007"}] * 2), snapshot)
     (cache / "datasets--someone--rows" / "refs").mkdir()
     (cache / "datasets--someone--rows" / "refs" / "main").write_text(snapshot.name)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     source = load_source(hub={"path": "someone/rows", "validation_split": "test"})
     assert values(source) == [{"text": "2024-01-01"}] * 2
+    numbered = load_source(hub={"path": "someone/rows", "validation_split": "test"}, columns={"text": "more"})
+    assert values(numbered) == [{"text": "007"}] * 2
+
+
+def test_a_large_json_file_is_refused_unless_it_has_a_row_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sophia_integrations.text import raw
+
+    monkeypatch.setattr(raw, "_LONGEST", 60)
+    rows = [{"text": f"row {number}"} for number in range(20)]
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    held = [write(tmp_path / "held.json", rows[:1])]
+    assert values(load_source(files=[f"{tmp_path}/lines.json"], validation_files=held)) == rows
+    for name in ("list", "one"):
+        with pytest.raises(UserError, match=rf"{name}\.json: cannot be read as json: it is too large .* as \.jsonl$"):
+            load_source(files=[f"{tmp_path}/{name}.json"], validation_files=held)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_text_files_has_a_row_a_line(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "data sets")
+    place = tmp_path / "lines"
+    place.mkdir()
+    for name in ("train", "test"):
+        (place / f"{name}.txt").write_text("007\n2024-01-01\nNA\n")
+    hub = {"path": str(place), "split": "train[:2]", "validation_split": "test"}
+    source = load_source(hub=hub, streaming=streaming)
+    assert values(source) == [{"text": "007"}, {"text": "2024-01-01"}]
+    assert list(source.train.rows)[1]["place"] == f"data.hub {place} (train[:2]), row 2"
+
+
+def test_splits_may_be_joined(folder: Callable[..., Path]) -> None:
+    rows = [{"text": f"{number}"} for number in range(10)]
+    hub = {"path": str(folder("csv", rows)), "split": "test[80%:] + train[:3]", "validation_split": "test[:1]"}
+    assert values(load_source(hub=hub)) == [*rows[8:], *rows[:3]]
+    with pytest.raises(UserError, match="a streamed split is cut as NAME"):
+        load_source(hub=hub, streaming=True)

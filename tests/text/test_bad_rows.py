@@ -165,7 +165,6 @@ def test_a_stream_counts_as_it_goes(workers: int, file: str, held: list[str], wo
     known = {word: number for number, word in enumerate(words.convert_ids_to_tokens(range(len(words))))}
     assert {item[0] for item in items} == {known[row["text"]] for row in GOOD}
     assert data.skipped_rows and data.skipped_rows >= 16
-    assert [bool(count) for count in data.train.bad.counts] == [not workers, *[bool(workers)] * 2]  # type: ignore[attr-defined]
 
 
 def test_a_stream_of_conversations(chats: Callable[..., Prepared]) -> None:

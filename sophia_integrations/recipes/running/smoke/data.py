@@ -114,12 +114,12 @@ def why(error: BaseException) -> str:
 
 def _hub(hub: Mapping[str, Any]) -> list[RawTable]:
     """Streamed, so that nothing is fetched whole; a copy on this machine can only be read as it is."""
-    arguments = (hub["path"], hub.get("name"), hub.get("split") or "train", hub.get("revision"))
+    split = hub.get("split") or "train"
     try:
-        return read_hub(*arguments, streaming=True)
+        return read_hub(hub, split, streaming=True)
     except UserError:
         try:
-            return read_hub(*arguments)
+            return read_hub(hub, split)
         except UserError as error:
             raise _NotHere(str(error)) from None
 
