@@ -10,8 +10,7 @@ import pytest
 import torch
 from support import LENGTH, VOCABULARY, tiny_model
 
-from sophia_integrations.text.rows import Row
-from sophia_integrations.text.source import Side, Source
+from sophia_integrations.text.source import Source, Split
 
 MEASUREMENTS = str(Path(__file__).parent / "measurements")
 
@@ -40,8 +39,8 @@ def test_functions_are_shown_without_the_docstring_that_is_asked_for(finetune):
     )
     once = 'class A:\n    def once(self):\n        """Do\n        it."""\n        return 1\n'
     bare = 'def stub():\n    """Only documented."""\n\ndef silent():\n    return 1\n'
-    a, b, c = ([Row("a.py", {"text": text})] for text in (twice, bare + twice, twice + once))
-    source = Source("text", Side(a + b), Side(c), digest="")
+    a, b, c = ([{"text": text}] for text in (twice, bare + twice, twice + once))
+    source = Source("text", Split(a + b), Split(c), digest="")
     train, validation = finetune.real_weights.documented_functions(source)
     assert train == [("def twice(x):\n    return x + x", "Double `x`.")]
     assert validation == [("def once(self):\n    return 1", "Do\nit.")]

@@ -52,7 +52,7 @@ class RowLoader:
         while self._batch < len(self):
             batch = own[self._batch * self.batch_size : (self._batch + 1) * self.batch_size]
             self._batch += 1
-            yield self.collate([self.rows[int(index)] for index in batch])
+            yield self.collate(self._fetch(batch.tolist()))
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and the batches of it that were handed out."""
@@ -61,6 +61,12 @@ class RowLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""
         self._epoch, self._batch = state["epoch"], state["batch"]
+
+    def _fetch(self, numbers: list[int]) -> list[Row]:
+        """Rows, all at once where the data set can, as torch's own loader asks for them."""
+        if hasattr(self.rows, "__getitems__"):
+            return self.rows.__getitems__(numbers)
+        return [self.rows[number] for number in numbers]
 
     def _order(self) -> np.ndarray:
         if not self.shuffle:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
-
 from ..errors import UserError
-from .rows import Row
 
 BadRows = Literal["error", "skip"]
 """What to do about them: refuse the data, saying how many there are and where; or leave them out and count them."""
@@ -31,11 +28,11 @@ class Tally:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, row: Row, problem: str) -> None:
-        """Counts one."""
+    def add(self, problem: str) -> None:
+        """Counts one; `problem` says where it is and what is wrong."""
         self.count += 1
         if len(self.first) < _SHOWN:
-            self.first.append(f"{row.place}: {problem}")
+            self.first.append(problem)
 
     def __add__(self, other: Tally) -> Tally:
         first = [*self.first, *other.first][:_SHOWN]
@@ -50,30 +47,3 @@ class Tally:
             return
         share = f"{self.count:,} of {self.total:,} rows {'is' if self.count == 1 else 'are'} bad"
         raise UserError(f"{share}: {self}" + (f"; {HINT}" if self.count < self.total else ""))
-
-
-class StreamTally:
-    """As `Tally`, for rows without a known number: refuses the first one, or counts them while they are read.
-
-    Args:
-        action: "error" or "skip".
-        readers: loader workers at most; they count in memory that they share with the process that started them.
-    """
-
-    def __init__(self, action: str, readers: int) -> None:
-        self.action = action
-        self.counts = torch.zeros(readers + 1, dtype=torch.int64)
-        if action == "skip":
-            self.counts.share_memory_()
-
-    @property
-    def count(self) -> int:
-        """Bad rows met so far; again in every pass over the data."""
-        return int(self.counts.sum())
-
-    def add(self, row: Row, problem: str) -> None:
-        """Counts one, or raises `UserError` naming its place."""
-        if self.action == "error":
-            raise UserError(f"{row.place}: {problem}; {HINT}")
-        worker = torch.utils.data.get_worker_info()
-        self.counts[0 if worker is None else worker.id + 1] += 1

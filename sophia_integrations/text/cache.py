@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+
+_BATCH = 1000  # rows of a table written at once
 
 from ..cache import cache_dir
 
@@ -36,13 +43,68 @@ def write_aside(target: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def store(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> bool:
-    """Stores one cache entry, and says whether; a cache that cannot be written costs time, never the run."""
-    target = cache_dir() / name
+def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> Path | None:
+    """The cache entry `name`, filled by `write` where there is none; None where the cache cannot be written.
+
+    One process makes an entry, and others that want it wait for it.
+    """
+    import filelock
+
+    path = cache_dir() / name
+    if path.is_file():
+        return path
+    locks = path.parent / "locks"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(target, write)
+        locks.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(locks / f"{name}.lock"):
+            if not path.is_file():
+                write_aside(path, write)
     except OSError as error:
-        say(f"Cache: {cache_dir()} cannot be written ({error.strerror}); going on without it.")
-        return False
-    return True
+        say(f"Cache: {cache_dir()} cannot be written ({error.strerror or error}); going on without it.")
+        return None
+    return path
+
+
+def cached_table(
+    name: str,
+    features: datasets.Features,
+    rows: Callable[[], Iterable[dict[str, Any]]],
+    say: Callable[[str], object],
+) -> datasets.Dataset:
+    """The table of the cache entry `name`, mapped from its file; in memory where the cache cannot be written.
+
+    Args:
+        name: of the entry, without the ending ``.arrow``.
+        features: the columns.
+        rows: makes the rows; called again when writing fails.
+        say: receives the lines for the reader.
+    """
+    import datasets
+    import pyarrow as pa
+
+    path = cached_file(f"{name}.arrow", lambda aside: _write(aside, features, rows()), say)
+    if path is None:
+        return table_in_memory(features, rows())
+    try:
+        return datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException):
+        say(f"Cache: {path} is damaged; making it again.")
+        path.unlink(missing_ok=True)
+    return cached_table(name, features, rows, say)
+
+
+def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    """A table that no file keeps."""
+    import datasets
+    import pyarrow as pa
+
+    return datasets.Dataset(pa.Table.from_pylist(list(rows), features.arrow_schema))
+
+
+def _write(path: Path, features: datasets.Features, rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    schema, left = features.arrow_schema, iter(rows)
+    with open(path, "wb") as file, pa.ipc.new_stream(file, schema) as target:
+        while batch := list(itertools.islice(left, _BATCH)):
+            target.write_batch(pa.RecordBatch.from_pylist(batch, schema))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def chat_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
         Unfit: the template refuses the conversation, or writes earlier turns otherwise once later ones follow.
     """
     messages = [
-        {key: value for key, value in message.items() if value is not None} for message in row.values["messages"]
+        {key: value for key, value in message.items() if value is not None} for message in json.loads(row["messages"])
     ]
     if re.search(r"\{%-?\s*generation\s*-?%\}", _template(tokenizer)):
         encoded = _apply(tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)

@@ -1,15 +1,17 @@
-"""Items to batches: stacked where they are equally long, padded where not, masked for masked language models."""
+"""Items to batches: labels for blocks, padding for rows of different lengths, masks for masked language models."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 
-from .encode import IGNORED
+from .layouts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,11 +19,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 
-class Stack:
-    """Rows of one length, as they are: ``{name: [rows, length]}``."""
-
-    def __call__(self, items: Sequence[Batch]) -> Batch:
-        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+def with_labels(items: Sequence[Batch]) -> Batch:
+    """Rows of one length, [rows, length], in which every token is a label; the model shifts them itself."""
+    batch = default_collate(items)
+    return {**batch, "labels": batch["input_ids"].clone()}
 
 
 class Pad:
@@ -36,21 +37,17 @@ class Pad:
         self.pad, self.length = pad, length
 
     def __call__(self, items: Sequence[Batch]) -> Batch:
-        ids = [item["input_ids"] for item in items]
-        batch = {
+        ids, labels = ([item[name] for item in items] for name in ("input_ids", "labels"))
+        return {
             "input_ids": self._filled(ids, self.pad),
             "attention_mask": self._filled([torch.ones_like(row) for row in ids], 0),
+            "labels": self._filled(labels, IGNORED) if labels[0].ndim else torch.stack(labels),
         }
-        labels = [item["labels"] for item in items]
-        batch["labels"] = self._filled(labels, IGNORED) if labels[0].ndim else torch.stack(labels)
-        return batch
 
     def _filled(self, rows: Sequence[Tensor], value: int) -> Tensor:
-        length = self.length or max(len(row) for row in rows)
-        filled = rows[0].new_full((len(rows), length), value)
-        for target, row in zip(filled, rows, strict=True):
-            target[: len(row)] = row
-        return filled
+        filled = pad_sequence(rows, batch_first=True, padding_value=value)
+        rest = 0 if self.length is None else self.length - filled.shape[1]
+        return torch.nn.functional.pad(filled, (0, rest), value=value)
 
 
 class Mask:
@@ -66,7 +63,13 @@ class Mask:
         inner: makes the batch whose `labels` are replaced.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, seed: int, inner: Stack | Pad) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        probability: float,
+        seed: int,
+        inner: Callable[[Sequence[Batch]], Batch],
+    ) -> None:
         from transformers import DataCollatorForLanguageModeling
 
         self._masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)

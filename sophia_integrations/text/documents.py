@@ -1,48 +1,48 @@
-"""Text files as documents: the running Python's standard library, or the user's own files; never tokens.
-
-A document is one file.  It is held out or not by a hash of its name alone, so adding a file never moves another.
-"""
+"""Text files as documents: the running Python's standard library, or the user's own files; never tokens."""
 
 from __future__ import annotations
 
-import io
+import functools
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .rows import Row
+from .raw import RawRow, RawTable, file_keys
 
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _GENERATED_FOLDERS = {"encodings", "pydoc_data"}  # character tables and the language reference as data, not code
 _BUILD_SPECIFIC = ("_sysconfigdata", "config-")
 
 
-def standard_library() -> tuple[list[Row], list[str]]:
+def standard_library() -> tuple[RawTable, list[str]]:
     """The ``.py`` files of the running Python without its tests, and the names of those that are not text.
 
     Raises `UserError` when there are none.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    documents, skipped = [], []
-    for path in _python_files(root):
-        name = path.relative_to(root).as_posix()
-        try:
-            text = _python_text(path.read_bytes())
-        except (SyntaxError, UnicodeDecodeError, OSError):
-            skipped.append(name)
-        else:
-            documents.append(Row(name, {"text": text}))
+    names = sorted(path.relative_to(root).as_posix() for path in _python_files(root))
+    skipped = [name for name in names if _python_text(root / name) is None]
+    documents = [name for name in names if name not in skipped]
     if not documents:
         raise UserError(
             f"python-stdlib: {root} holds no .py files (a zipped Python?); use a full Python, or data.files"
         )
-    return sorted(documents, key=lambda document: str(document.place)), sorted(skipped)
+    key = file_keys(str(root / name) for name in documents)
+    origin = f"the standard library in {root}"
+    return RawTable(origin, documents, functools.partial(_modules, root=root), key, named=True), skipped
 
 
-def _python_files(root: Path) -> Iterable[Path]:
+def read_documents(paths: Sequence[Path], origin: str) -> RawTable:
+    """One document of each file, named by its path below their common folder."""
+    base = Path(os.path.commonpath([path.parent for path in paths]))
+    files = sorted((str(path) for path in paths), key=lambda file: Path(file).relative_to(base).as_posix())
+    return RawTable(origin, files, functools.partial(_documents, base=base), file_keys(files), named=True)
+
+
+def _python_files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         unwanted = _SKIPPED_FOLDERS | _GENERATED_FOLDERS
         folders[:] = [name for name in folders if name not in unwanted and not name.startswith(_BUILD_SPECIFIC)]
@@ -51,26 +51,27 @@ def _python_files(root: Path) -> Iterable[Path]:
                 yield Path(folder, name)
 
 
-def _python_text(data: bytes) -> str:
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    return _unix(data.decode(encoding))
+def _modules(names: Iterable[str], root: Path) -> Iterator[tuple[str, RawRow]]:
+    for name in names:
+        yield name, {"text": _python_text(root / name)}
 
 
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _python_text(path: Path) -> str | None:
+    """The text of a module; None where it is not text in its declared encoding."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError, OSError):
+        return None
 
 
-def read_documents(paths: Sequence[Path]) -> list[Row]:
-    """One document of each file, named by its path below their common folder; one that is not UTF-8 is broken."""
-    base = Path(os.path.commonpath([path.parent for path in paths]))
-    documents = []
-    for path in paths:
+def _documents(files: Iterable[str], base: Path) -> Iterator[tuple[str, RawRow]]:
+    for file in files:
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = Path(file).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            documents.append(Row(str(path), {}, f"not UTF-8 text (byte {error.start}), convert it"))
+            yield file, f"not UTF-8 text (byte {error.start}), convert it"
         except OSError as error:
-            documents.append(Row(str(path), {}, f"cannot be read: {error.strerror}"))
+            yield file, f"cannot be read: {error.strerror}"
         else:
-            documents.append(Row(path.relative_to(base).as_posix(), {"text": _unix(text)}))
-    return sorted(documents, key=lambda document: str(document.place))
+            yield Path(file).relative_to(base).as_posix(), {"text": text}

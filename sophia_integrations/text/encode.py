@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .bad_rows import StreamTally, Tally
-from .blocks import document_tokens
 from .chat import Unfit, chat_tokens
+from .layouts import IGNORED
 from .rows import Row
 from .tokenizer import separator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-"""The label of a token that carries no loss."""
+_BATCH = 64  # rows per call of the tokenizer
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example: `labels` are as long as `ids` for a causal model, their own text for seq2seq, one number for a
-    classification.  `cut` says that text beyond the block size was left out."""
+    """One example: `labels` are as long as `ids` for a causal model, their own text for seq2seq, a number for a
+    classification.  `cut` says that text beyond the block size was left out; `problem`, why there is no example."""
 
     ids: list[int]
-    labels: list[int]
+    labels: list[int] | int
     cut: bool = False
+    problem: str | None = None
 
     @property
-    def learns(self) -> bool:
-        """Whether any label carries loss."""
-        return any(label != IGNORED for label in self.labels)
+    def learned(self) -> int:
+        """How many labels carry loss."""
+        return 1 if isinstance(self.labels, int) else len(self.labels) - self.labels.count(IGNORED)
 
 
 class Encoder:
@@ -52,7 +52,7 @@ class Encoder:
         task: str,
         tokenizer: PreTrainedTokenizerBase,
         block_size: int,
-        label_numbers: Mapping[Any, int] | None = None,
+        label_numbers: Mapping[str, int] | None = None,
     ) -> None:
         self.format, self.task, self.tokenizer, self.block_size = format, task, tokenizer, block_size
         self.label_numbers = label_numbers or {}
@@ -61,24 +61,43 @@ class Encoder:
         if format == "chat":
             _require_template(tokenizer)
 
-    def __call__(self, rows: Sequence[Row], bad: Tally | StreamTally) -> list[Example]:
-        """One example of each row, but for conversations that the chat template does not take: `bad` counts them."""
-        if self.format == "classification":
-            return self._classification(rows)
-        if self.format == "chat":
-            return list(self._chat(rows, bad))
-        if self.format == "text":
-            return [self._text(ids) for ids in document_tokens(rows, self.tokenizer)]
-        return self._seq2seq(rows) if self.task == "seq2seq" else self._prompt_completion(rows)
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The tokens that open and close each row of a masked language model's text, where its tokenizer has them."""
+        pair = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+        return ([], []) if self.task != "masked-lm" or None in pair else ([pair[0]], [pair[1]])
 
-    def _chat(self, rows: Sequence[Row], bad: Tally | StreamTally) -> Iterator[Example]:
+    def documents(self, rows: Iterable[Row]) -> Iterator[list[int]]:
+        """The tokens of each document, whole, with the one that ends it."""
+        for batch in _batches(rows):
+            yield from self._ended(batch)
+
+    def examples(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example]]:
+        """Each row and its example; one without tokens for a conversation that the chat template does not take."""
+        encode = {
+            "text": self._texts,
+            "chat": self._chats,
+            "prompt-completion": self._seq2seq if self.task == "seq2seq" else self._prompt_completion,
+            "classification": self._classification,
+        }[self.format]
+        for batch in _batches(rows):
+            yield from zip(batch, encode(batch), strict=True)
+
+    def _chats(self, rows: Sequence[Row]) -> list[Example]:
+        examples = []
         for row in rows:
             try:
-                tokens = chat_tokens(row, self.tokenizer)
+                examples.append(self._causal(*chat_tokens(row, self.tokenizer)))
             except Unfit as error:
-                bad.add(row, str(error))
-            else:
-                yield self._causal(*tokens)
+                examples.append(Example([], [], problem=str(error)))
+        return examples
+
+    def _ended(self, rows: Sequence[Row]) -> list[list[int]]:
+        return [[*ids, separator(self.tokenizer)] for ids in self._plain(rows, "text")]
+
+    def _plain(self, rows: Sequence[Row], part: str) -> list[list[int]]:
+        texts = [row[part] for row in rows]
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _causal(self, ids: list[int], learned: Sequence[bool]) -> Example:
         labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
@@ -86,29 +105,25 @@ class Encoder:
         size = self.block_size
         return Example(ids[:size], labels[:size], len(ids) > size)
 
-    def _text(self, ids: list[int]) -> Example:
+    def _texts(self, rows: Sequence[Row]) -> list[Example]:
         if self.task != "masked-lm":
-            return self._causal([*self._opening, *ids], [True] * (len(self._opening) + len(ids)))
-        cls, size = self.tokenizer.cls_token_id, self.block_size
-        ids = ids if cls is None else [cls, *ids]
-        cut = ids if len(ids) <= size else [*ids[: size - 1], ids[-1]]
-        return Example(cut, list(cut), len(ids) > size)
+            whole = [[*self._opening, *ids] for ids in self._ended(rows)]
+            return [self._causal(ids, [True] * len(ids)) for ids in whole]
+        first = [] if self.tokenizer.cls_token_id is None else [self.tokenizer.cls_token_id]
+        cut = [self._closed([*first, *ids]) for ids in self._ended(rows)]
+        return [Example(ids, ids, was_cut) for ids, was_cut in cut]
 
     def _prompt_completion(self, rows: Sequence[Row]) -> list[Example]:
-        prompts, completions = (self._plain([row.values[part] for row in rows]) for part in ("prompt", "completion"))
         examples = []
-        for prompt, completion in zip(prompts, completions, strict=True):
+        for prompt, completion in zip(self._plain(rows, "prompt"), self._plain(rows, "completion"), strict=True):
             before, after = [*self._opening, *prompt], [*completion, separator(self.tokenizer)]
             examples.append(self._causal(before + after, [False] * len(before) + [True] * len(after)))
         return examples
 
-    def _plain(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
     def _seq2seq(self, rows: Sequence[Row]) -> list[Example]:
         options = {"return_attention_mask": False, "verbose": False}
-        inputs = self.tokenizer([row.values["prompt"] for row in rows], **options)["input_ids"]
-        targets = self.tokenizer(text_target=[row.values["completion"] for row in rows], **options)["input_ids"]
+        inputs = self.tokenizer([row["prompt"] for row in rows], **options)["input_ids"]
+        targets = self.tokenizer(text_target=[row["completion"] for row in rows], **options)["input_ids"]
         examples = []
         for ids, labels in zip(inputs, targets, strict=True):
             (ids, cut), (labels, cut_too) = self._closed(ids), self._closed(labels)
@@ -122,10 +137,10 @@ class Encoder:
         return (ids, False) if len(ids) <= size else ([*ids[: size - 1], end], True)
 
     def _classification(self, rows: Sequence[Row]) -> list[Example]:
-        texts, options = [row.values["text"] for row in rows], {"return_attention_mask": False, "verbose": False}
+        texts, options = [row["text"] for row in rows], {"return_attention_mask": False, "verbose": False}
         whole = self.tokenizer(texts, **options)["input_ids"]
         cut = self.tokenizer(texts, truncation=True, max_length=self.block_size, **options)["input_ids"]
-        labels = [[self.label_numbers[row.values["label"]]] for row in rows]
+        labels = [self.label_numbers[row["label"]] for row in rows]
         return [Example(c, y, len(w) > len(c)) for c, w, y in zip(cut, whole, labels, strict=True)]
 
 
@@ -136,3 +151,9 @@ def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
             f"data.format: chat needs a tokenizer with a chat template, and this one ({name}) has none; use that of an "
             "instruction-tuned model, or format prompt-completion"
         )
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while batch := list(itertools.islice(left, _BATCH)):
+        yield batch

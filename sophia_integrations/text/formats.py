@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,12 @@ PARTS = {
 }
 """The parts of a row of each format; a part is read from the column of its name, or the one given for it."""
 
+JSON = ("messages", "label")
+"""The parts that are no plain text: a row that was checked holds them as JSON."""
+
 _BY_TASK = {"pretrain": "text", "masked-lm": "text", "classify": "classification", "seq2seq": "prompt-completion"}
 _FINETUNE = ("chat", "prompt-completion")
+_BROKEN = "holds half a character (bytes that are not UTF-8, or a lone surrogate)"
 
 
 def choose_format(
@@ -70,18 +75,18 @@ def problem(format: str, values: Mapping[str, Any]) -> str | None:
             hint = " (format chat reads messages)" if isinstance(value, list) else ""
             return f"the {part} is {_shown(value)}, expected text{hint}"
         elif _is_broken(value):
-            return f"the {part} holds half a character (a lone surrogate)"
+            return f"the {part} {_BROKEN}"
         elif not value.strip() and format != "text" and part != "prompt":
             return f"the {part} is empty"
     return None
 
 
-def texts(format: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """All text of a good row: what a tokenizer is trained on, and what is counted in bytes."""
+def texts(format: str, row: Mapping[str, Any]) -> Iterator[str]:
+    """All text of a row that was checked: what a tokenizer is trained on, and what is counted in bytes."""
     if format == "chat":
-        yield from (message["content"] for message in values["messages"])
+        yield from (message["content"] for message in json.loads(row["messages"]))
     else:
-        yield from (values[part] for part in PARTS[format] if part != "label")
+        yield from (row[part] for part in PARTS[format] if part not in JSON)
 
 
 def _chat_problem(messages: Any) -> str | None:
@@ -92,14 +97,14 @@ def _chat_problem(messages: Any) -> str | None:
         if not isinstance(role, str) or not isinstance(content, str):
             return f"message {number} is {_shown(message)}, expected a role and a content of text"
         if _is_broken(role) or _is_broken(content):
-            return f"message {number} holds half a character (a lone surrogate)"
+            return f"message {number} {_BROKEN}"
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         return "no message is the assistant's, so there is nothing to learn"
     return None
 
 
 def _is_broken(text: str) -> bool:
-    """Whether JSON's escapes left half of a character, which no tokenizer takes."""
+    """Whether half of a character is left, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -7,52 +7,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import default_collate
 
 from ..errors import UserError
 from .bad_rows import Tally
-from .blocks import Blocks, frame_of, token_stream
 from .cache import digest
-from .collate import Mask, Pad, Stack
+from .collate import Mask, Pad, with_labels
 from .encode import Encoder
-from .examples import Examples, Packed, build_examples
-from .source import Side, Source
+from .source import Source
 from .stream import Stream
 from .tokenizer import identity, padding
+from .tokens import Counts, TokenTables
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "2"  # part of every cache key: raise it when the same text becomes other tokens
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one split holds.
-
-    Attributes:
-        documents: files or rows, without empty ones.
-        bytes: of their text.
-        tokens: of all that is trained on; for seq2seq inputs and targets.
-        rows: blocks, packed rows or examples.
-        dropped_tokens: at the end of the text, where they fill no block.
-        empty: rows without text.
-        cut: examples cut to the block size.
-        left_out: examples without loss within the block size.
-        padding: tokens that only fill packed rows.
-        learned: labels that carry loss; None when all do.
-    """
-
-    documents: int
-    bytes: int
-    tokens: int
-    rows: int
-    dropped_tokens: int = 0
-    empty: int = 0
-    cut: int = 0
-    left_out: int = 0
-    padding: int = 0
-    learned: int | None = None
+_VERSION = "3"  # part of every cache key: raise it when the same text becomes other tokens
 
 
 @dataclass(frozen=True)
@@ -60,7 +31,7 @@ class Prepared:
     """Data for a trainer.
 
     Attributes:
-        train: items as `Blocks`, `Packed` or `Examples` have them; a `Stream` is endless.
+        train: items as `TokenTables` has them; a `Stream` is endless.
         validation: the same, always of a known length.
         collate: items to a batch, ``{name: tensor}``.
         layout: "blocks", "packed" or "rows".
@@ -72,8 +43,8 @@ class Prepared:
         bad: rows left out as bad, but for those of a stream; None where a bad row is an error.
     """
 
-    train: Dataset[Any]
-    validation: Dataset[Any]
+    train: datasets.Dataset | Stream
+    validation: datasets.Dataset
     collate: Callable[[Any], Any]
     layout: str
     block_size: int
@@ -88,7 +59,7 @@ class Prepared:
         """Rows left out as bad; those of a stream as they are met, again in every pass.  None where they are errors."""
         if self.bad is None:
             return None
-        return self.bad.count + (self.train.bad.count if isinstance(self.train, Stream) else 0)
+        return self.bad.count + (self.train.bad if isinstance(self.train, Stream) else 0)
 
     @property
     def tokens_per_row(self) -> float:
@@ -148,17 +119,18 @@ def prepare(
         raise UserError(f"data.packing: examples of {task} cannot be packed; leave packing out")
     layout = ("rows" if packing is False else "blocks") if text else ("packed" if packing else "rows")
     encoder = Encoder(source.format, task, tokenizer, block_size, source.label_numbers)
-    parts = [_VERSION, source.digest, identity(tokenizer), layout]
-    key = digest(parts if layout == "blocks" else [*parts, task, str(block_size)])
-    build = _Builder(encoder, layout, key, padding(tokenizer), source.bad_rows, say)
-    data: dict[str, Dataset[Any]] = {}
+    key = digest([_VERSION, source.digest, identity(tokenizer), layout, task, str(block_size)])
+    tables = TokenTables(encoder, key, source.bad_rows, say)
+    data: dict[str, Any] = {}
     counts: dict[str, Counts] = {}
     bad = source.bad
-    for name, side in (("train", source.train), ("validation", source.validation)):
+    for name, split in (("train", source.train), ("validation", source.validation)):
         if source.streaming and name == "train":
-            data[name] = Stream(side.rows, encoder, layout, padding(tokenizer), seed, source.bad_rows)  # type: ignore[arg-type]
+            data[name] = Stream(split.rows, encoder, layout, seed, source.bad_rows)
+        elif layout == "blocks":
+            data[name], counts[name] = tables.blocks(name, split)
         else:
-            data[name], counts[name], later = build(name, side)
+            data[name], counts[name], later = tables.examples(name, split, layout == "packed")
             bad = replace(bad + later, total=bad.total)
     collate = _collator(tokenizer, layout, task, mask_probability, seed, block_size if source.streaming else None)
     return Prepared(
@@ -178,59 +150,12 @@ def prepare(
 def _collator(
     tokenizer: PreTrainedTokenizerBase, layout: str, task: str, probability: float, seed: int, length: int | None
 ) -> Callable[[Any], Any]:
-    inner = Pad(padding(tokenizer), length) if layout == "rows" else Stack()
+    inner = {"rows": Pad(padding(tokenizer), length), "packed": default_collate, "blocks": with_labels}[layout]
     if task != "masked-lm":
         return inner
     if tokenizer.mask_token_id is None:
         raise UserError("task: masked-lm needs a tokenizer with a mask token, such as BERT's; this one has none")
     return Mask(tokenizer, probability, seed, inner)
-
-
-@dataclass(frozen=True)
-class _Builder:
-    """Builds one split."""
-
-    encoder: Encoder
-    layout: str
-    key: str
-    pad: int
-    bad_rows: str
-    say: Callable[[str], object]
-
-    def __call__(self, name: str, side: Side) -> tuple[Dataset[Any], Counts, Tally]:
-        entry, size = f"tokens-{self.key[:32]}-{name}", self.encoder.block_size
-        documents: int = len(side.rows)  # type: ignore[arg-type]
-        if self.layout == "blocks":
-            frame = frame_of(self.encoder.tokenizer) if self.encoder.task == "masked-lm" else None
-            blocks = Blocks(token_stream(entry, side.rows, self.encoder.tokenizer, self.say), size, frame)  # type: ignore[arg-type]
-            if not len(blocks):
-                raise UserError(
-                    f"data: the {name} documents hold {blocks.tokens} tokens, less than one block of {size}; "
-                    "give more text or a smaller data.block_size"
-                )
-            counts = Counts(documents, side.bytes, blocks.tokens, len(blocks), blocks.dropped_tokens, side.empty)
-            return blocks, counts, Tally()
-        one_label = self.encoder.format == "classification"
-        examples = build_examples(entry, side.rows, self.encoder, one_label, self.say)  # type: ignore[arg-type]
-        examples.bad.judge(self.bad_rows)
-        documents -= examples.bad.count
-        if not len(examples):
-            raise UserError(
-                f"data: no {name} example carries loss within {size} tokens; raise data.block_size or look at the data"
-            )
-        rows: Examples | Packed = Packed(examples, size, self.pad) if self.layout == "packed" else examples
-        counts = Counts(
-            documents,
-            side.bytes,
-            examples.tokens,
-            len(rows),
-            empty=side.empty,
-            cut=examples.cut,
-            left_out=examples.left_out,
-            padding=rows.padding if isinstance(rows, Packed) else 0,
-            learned=None if one_label or self.encoder.task in ("seq2seq", "masked-lm") else examples.learned,
-        )
-        return rows, counts, examples.bad
 
 
 def _in_words(count: Counts, layout: str, size: int) -> str:

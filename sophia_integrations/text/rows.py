@@ -1,140 +1,117 @@
-"""Rows of tables: one row is one document or example, read as it stands; from where is a matter of ``readers.py``."""
+"""Rows of one format: each is one document or example, read as it stands and checked once.
+
+A row is a dictionary, the same in a table and in a stream: its parts (text, prompt, completion, messages, label; the
+last two as JSON), its ``place``, such as ``train.jsonl, row 18``, its ``problem`` with the place, or None, the SHA-256
+``digest`` of its parts and the ``bytes`` of its text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .json_lines import JSON, parse
+from . import formats
+from .cache import cached_table, digest
+from .raw import RawTable
 
 if TYPE_CHECKING:
     import datasets
-    import numpy as np
 
-_BATCH = 1000  # rows read from Arrow at once
-INDEX, FILE = "__row__", "__file__"  # columns of a stream: which row this is, of which file
+Row = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row of a table stands, in words such as ``train.jsonl, row 18`` once they are asked for."""
-
-    where: Callable[[int, str | None], str]
-    number: int
-    file: str | None = None
-
-    def __str__(self) -> str:
-        return self.where(self.number, self.file)
+_VERSION = "3"  # part of the key of every table: raise it when the same files become other rows
+_MANY = 100_000  # rows after which a reader is told how far it came
 
 
-@dataclass(frozen=True)
-class Row:
-    """One document or example: `values` by their part (text, prompt, completion, messages, label); `place` says where
-    it stands.  What cannot be read at all has no values, and says in `broken` why."""
-
-    place: str | Place
-    values: dict[str, Any]
-    broken: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows as `datasets` holds them, on disk or as a stream.
-
-    Attributes:
-        data: a ``Dataset`` or an ``IterableDataset``; the latter with the columns `INDEX` and, if known, `FILE`.
-        names: of the columns.
-        where: names the place of a row, by its number and file.
-        features: what the author of a data set declares its columns to be.
-        mixed: columns that are text in some files only, and what to say of them.
-    """
-
-    data: Any
-    names: list[str]
-    where: Callable[[int, str | None], str]
-    features: Mapping[str, Any] = field(default_factory=dict)
-    mixed: Mapping[str, str] = field(default_factory=dict)
-
-    def row(self, held: Mapping[str, Any], columns: Mapping[str, str], number: int, file: str | None = None) -> Row:
-        """The row that `data` holds as `held`."""
-        place = Place(self.where, number, file)
-        found = parse(held[JSON]) if JSON in held else held
-        if isinstance(found, str):
-            return Row(place, {}, found)
-        try:
-            return Row(place, {part: self._declared(name, found.get(name)) for part, name in columns.items()})
-        except ValueError as error:
-            return Row(place, {}, str(error))
-
-    def _declared(self, name: str, value: Any) -> Any:
-        encode = getattr(self.features.get(name), "encode_example", None)
-        return value if value is None or encode is None else encode(value)
-
-
-class TableRows:
-    """Rows of a table on disk: sized, iterated in order and never held in memory together.
+def row_table(
+    raws: Sequence[RawTable], format: str, columns: Mapping[str, str] | None, say: Callable[[str], object]
+) -> datasets.Dataset:
+    """All rows of some tables with the same columns, from the cache or read now.
 
     Args:
-        table: what `read_files` or `read_hub` returned.
-        columns: the column of each part.
-        index: the rows that belong here; all when None.
+        raws: the rows as they stand.
+        format: which parts a row has.
+        columns: part of a row to column, where they differ.
+        say: receives a line when reading takes long.
     """
+    import datasets
 
-    def __init__(self, table: Table, columns: Mapping[str, str], index: np.ndarray | None = None) -> None:
-        self.table, self.columns, self.index = table, columns, index
+    def table(raw: RawTable) -> datasets.Dataset:
+        def rows() -> Iterator[Row]:
+            for number, row in enumerate(_rows(raw.files, raw, format, chosen), 1):
+                if number % _MANY == 0:
+                    say(f"Rows: {number:,} of {raw.origin} are read …")
+                yield row
 
-    @property
-    def fingerprint(self) -> str:
-        """What `datasets` knows the table by: another one for another content."""
-        return str(self.table.data._fingerprint)
+        key = digest([_VERSION, format, json.dumps(sorted(chosen.items())), *raw.key])
+        whole = cached_table(f"rows-{key[:32]}", row_features(format), rows, say)
+        return whole if raw.cut is None else whole.select(_numbers(raw.cut, len(whole)))
 
-    def __len__(self) -> int:
-        return len(self.table.data) if self.index is None else len(self.index)
-
-    def __iter__(self) -> Iterator[Row]:
-        numbers = range(len(self)) if self.index is None else self.index
-        data = self.table.data if self.index is None else self.table.data.select(self.index)
-        used = [JSON] if JSON in data.column_names else sorted(set(self.columns.values()))
-        start = 0
-        for batch in data.select_columns(used).iter(_BATCH):
-            size = len(next(iter(batch.values())))
-            for row in range(size):
-                held = {name: values[row] for name, values in batch.items()}
-                yield self.table.row(held, self.columns, int(numbers[start + row]))
-            start += size
-
-    def only(self, index: Sequence[int]) -> TableRows:
-        """The rows of these numbers, of a table that has all of its own."""
-        import numpy as np
-
-        return TableRows(self.table, self.columns, np.asarray(index, dtype=np.int64))
+    chosen = _columns(raws, format, columns)
+    tables = [table(raw) for raw in raws]
+    return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
 
 
-class StreamRows:
-    """Rows that come from a stream and have no known number.
+def row_stream(raws: Sequence[RawTable], format: str, columns: Mapping[str, str] | None) -> datasets.IterableDataset:
+    """The rows of one table, perhaps cut as ``train[:1000]``, read as they are needed; each file is a shard."""
+    import datasets
 
-    Args:
-        table: one whose data is iterable.
-        columns: as for `TableRows`.
-    """
+    (raw,) = raws
+    options = {"raw": raw, "format": format, "columns": _columns(raws, format, columns)}
+    data = datasets.IterableDataset.from_generator(_rows, gen_kwargs={"files": raw.files, **options})
+    return data if raw.cut is None or "[" not in raw.cut else data.take(_numbers(raw.cut, 2**63 - 1).stop)
 
-    def __init__(self, table: Table, columns: Mapping[str, str]) -> None:
-        self.table, self.columns = table, columns
 
-    @property
-    def stream(self) -> datasets.IterableDataset:
-        """The iterable data set."""
-        return self.table.data
+def row_features(format: str) -> datasets.Features:
+    """The columns of a table of rows."""
+    from datasets import Features, Value
 
-    def __iter__(self) -> Iterator[Row]:
-        return self.epoch(None, 0)
+    types = {part: "large_string" for part in formats.PARTS[format]}
+    types |= {"place": "string", "problem": "string", "digest": "binary", "bytes": "int64"}
+    return Features({name: Value(kind) for name, kind in types.items()})
 
-    def epoch(self, seed: int | None, number: int, buffer: int = 10_000) -> Iterator[Row]:
-        """All rows once; with a `seed` in the order of a shuffling buffer, another one in each epoch `number`."""
-        stream = self.stream
-        if seed is not None:
-            stream = stream.shuffle(seed=seed, buffer_size=buffer)
-            stream.set_epoch(number)
-        for held in stream:
-            yield self.table.row(held, self.columns, held[INDEX], held.get(FILE))
+
+def _columns(raws: Sequence[RawTable], format: str, columns: Mapping[str, str] | None) -> dict[str, str]:
+    return formats.choose_columns(format, raws[0].names, columns, raws[0].origin)
+
+
+def _numbers(cut: str, size: int) -> range:
+    import datasets
+
+    (found,) = datasets.ReadInstruction.from_spec(cut).to_absolute({cut.partition("[")[0]: size})
+    return range(found.from_, found.to)
+
+
+def _rows(files: Iterable[str], raw: RawTable, format: str, columns: Mapping[str, str]) -> Iterator[Row]:
+    for place, found in raw.read(files):
+        values: dict[str, Any] = {}
+        problem = found if isinstance(found, str) else None
+        if not isinstance(found, str):
+            try:
+                values = {part: raw.declared(name, found.get(name)) for part, name in columns.items()}
+                problem = formats.problem(format, values)
+            except ValueError as error:
+                problem = str(error)
+        yield _row(format, _printable(place), values, problem)
+
+
+def _row(format: str, place: str, values: Mapping[str, Any], problem: str | None) -> Row:
+    if problem is not None:
+        nothing = dict.fromkeys([*formats.PARTS[format], "digest"])
+        return {**nothing, "place": place, "problem": f"{place}: {_printable(problem)}", "bytes": 0}
+    content = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    row = {part: _kept(part, value) for part, value in values.items()}
+    size = sum(len(text.encode()) for text in formats.texts(format, row))
+    return {**row, "place": place, "problem": None, "digest": hashlib.sha256(content).digest(), "bytes": size}
+
+
+def _kept(part: str, value: Any) -> str:
+    if part == "label" and isinstance(value, float):
+        value = int(value)
+    return json.dumps(value) if part in formats.JSON else value
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import sysconfig
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..errors import UserError
 from . import formats
 from .bad_rows import Tally, require_action
-from .cache import digest
+from .cache import digest, table_in_memory
 from .documents import read_documents, standard_library
 from .files import find, kind_of
-from .readers import read_files, read_hub
-from .rows import Row, StreamRows, Table, TableRows
-from .split import Found, inspect
-
-
-@dataclass(frozen=True)
-class Side:
-    """The rows of one split, without empty ones: how many bytes of text they hold and how many were empty."""
-
-    rows: Collection[Row] | StreamRows
-    bytes: int = 0
-    empty: int = 0
+from .hub import read_hub
+from .raw import RawTable, read_files
+from .rows import row_features, row_stream, row_table
+from .split import Split, scan_rows
 
 
 @dataclass(frozen=True)
@@ -33,9 +26,9 @@ class Source:
 
     Attributes:
         format: text, prompt-completion, chat or classification.
-        train, validation: the splits; `train` may be a stream.
+        train, validation: the splits; the rows of `train` may be a stream.
         labels: of a classification, names in the order of their numbers: a hub data set's own, else sorted.
-        label_numbers: the number of each label as it stands in the rows.
+        label_numbers: the number of each label, as the rows hold it.
         label_counts: training rows of each label, in the order of the numbers.
         skipped: names of the standard library's files that are not text.
         bad_rows: "error" or "skip": what to do about rows that prove to be bad later.
@@ -44,11 +37,11 @@ class Source:
     """
 
     format: str
-    train: Side
-    validation: Side
+    train: Split
+    validation: Split
     digest: str
     labels: list[str] | None = None
-    label_numbers: dict[Any, int] = field(default_factory=dict)
+    label_numbers: dict[str, int] = field(default_factory=dict)
     label_counts: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     bad_rows: str = "error"
@@ -57,12 +50,12 @@ class Source:
     @property
     def streaming(self) -> bool:
         """Whether the training rows come from a stream."""
-        return isinstance(self.train.rows, StreamRows)
+        return not hasattr(self.train.rows, "__len__")
 
     def training_texts(self) -> Iterator[str]:
         """All training text, for a tokenizer to learn from."""
         for row in self.train.rows:
-            yield from formats.texts(self.format, row.values)
+            yield from formats.texts(self.format, row)
 
 
 def load_source(
@@ -94,163 +87,113 @@ def load_source(
         ValueError: another word for `bad_rows`.
     """
     require_action(bad_rows)
+    _require_library()
     skipped: list[str] = []
-    held: _Part | None = None
+    held: list[RawTable] = []
     if source is not None:
-        documents, skipped = standard_library()
-        part = _Part(documents, None, f"the standard library in {sysconfig.get_path('stdlib')}")
+        library, skipped = standard_library()
+        raws = [library]
     elif hub is not None:
-        part = _hub_part(hub, hub.get("split") or "train", streaming)
-        if hub.get("validation_split"):
-            held = _hub_part(hub, str(hub["validation_split"]), streaming)
+        raws = read_hub(hub, hub.get("split") or "train", streaming)
+        held = read_hub(hub, hub["validation_split"], streaming) if hub.get("validation_split") else []
     else:
         assert files is not None
-        part = _files_part(files, "data.files", streaming)
-        if validation_files is not None:
-            held = _files_part(validation_files, "data.validation_files", streaming)
-            shared = sorted(part.paths & held.paths)
-            if shared:
-                raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
-    chosen = formats.choose_format(task, format, part.names, columns)
+        raws = [_found(files, "data.files")]
+        held = [] if validation_files is None else [_found(validation_files, "data.validation_files")]
+        shared = sorted({file for raw in held for file in raw.files}.intersection(raws[0].files))
+        if shared:
+            raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
+    format = formats.choose_format(task, format, raws[0].names, columns)
     if streaming:
-        found = _streamed(part, held, chosen, columns, bad_rows, say)
+        _require_streamable(raws[0], format, held)
+        table = table_in_memory(row_features(format), row_stream(held, format, columns))
+        scans = [scan_rows(table, None)]
+        train, validation = Split(row_stream(raws, format, columns)), scans[0].train
+        hashes = [f"{file} {os.path.getsize(file)}" if os.path.isfile(file) else file for file in raws[0].files]
+        hashes.append(str(raws[0].cut))
     else:
-        found = _split(part, held, chosen, columns, validation_fraction, bad_rows, say)
-    return replace(found, skipped=skipped, bad_rows=bad_rows)
+        fraction = None if held else validation_fraction
+        scans = [scan_rows(row_table(raws, format, columns, say), fraction, raws[0].named)]
+        if held:
+            scans.append(scan_rows(row_table(held, format, columns, say), None, held[0].named))
+        train, validation = scans[0].train, scans[1].train if held else scans[0].validation
+        hashes = []
+    for scan in scans:
+        scan.bad.judge(bad_rows)
+    _require_text(train, validation, raws[0].origin, held[0].origin if held else None, validation_fraction)
+    hashes += [scan.digest for scan in scans]
+    bad = sum((scan.bad for scan in scans), Tally())
+    found = Source(format, train, validation, digest([format, *hashes]), skipped=skipped, bad_rows=bad_rows, bad=bad)
+    return found if format != "classification" else _with_labels(found, raws[0], columns)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What was found in one place: documents, or a `Table` with its columns `names`."""
-
-    found: Any
-    names: list[str] | None
-    origin: str
-    paths: frozenset[Any] = frozenset()
-
-    def rows(self, format: str, columns: Mapping[str, str] | None) -> Collection[Row]:
-        chosen = self._columns(format, columns)
-        return TableRows(self.found, chosen) if isinstance(self.found, Table) else self.found
-
-    def stream(self, format: str, columns: Mapping[str, str] | None) -> StreamRows:
-        return StreamRows(self.found, self._columns(format, columns))
-
-    def _columns(self, format: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-        chosen = formats.choose_columns(format, self.names, columns, self.origin)
-        for name in chosen.values():
-            if isinstance(self.found, Table) and name in self.found.mixed:
-                raise UserError(self.found.mixed[name])
-        return chosen
-
-    def named_labels(self, columns: Mapping[str, str] | None) -> list[str] | None:
-        """The names of a hub data set's labels, in the order of their numbers."""
-        feature = getattr(self.found, "features", {}).get((columns or {}).get("label") or "label")
-        return list(feature.names) if hasattr(feature, "names") else None
+def _require_library() -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "text is read with the package datasets, not installed here: pip install 'sophia-integrations[recipes]'"
+        ) from None
 
 
-def _files_part(patterns: Sequence[str], key: str, streaming: bool) -> _Part:
+def _found(patterns: Sequence[str], key: str) -> RawTable:
     paths = find(patterns, key)
     origin, kind = f"{key} ({', '.join(patterns)})", kind_of(paths, key)
-    if kind == "text":
-        if streaming:
-            raise UserError(f"data.streaming: {origin} are text files, which are read whole; leave streaming out")
-        return _Part(read_documents(paths), None, origin, paths=frozenset(paths))
-    table = read_files(paths, kind, streaming=streaming)
-    return _Part(table, table.names, origin, frozenset(paths))
+    return read_documents(paths, origin) if kind == "text" else read_files(paths, kind, origin)
 
 
-def _hub_part(hub: Mapping[str, str | None], split: str, streaming: bool) -> _Part:
-    path = str(hub["path"])
-    table = read_hub(path, hub.get("name"), split, hub.get("revision"), streaming=streaming)
-    return _Part(table, table.names, f"data.hub {path} ({split})")
-
-
-def _split(
-    part: _Part,
-    held: _Part | None,
-    format: str,
-    columns: Mapping[str, str] | None,
-    fraction: float,
-    bad_rows: str,
-    say: Callable[[str], object],
-) -> Source:
-    rows = part.rows(format, columns)
-    found, held_found, hashed, bad = inspect(format, rows, None if held else fraction, say, named=part.names is None)
-    bad.judge(bad_rows)
-    train, hashes = _side(rows, found), [format, hashed]
-    if held is None:
-        validation = _side(rows, held_found)
-    else:
-        others = held.rows(format, columns)
-        held_found, _, hashed, more = inspect(format, others, None, say, named=held.names is None)
-        more.judge(bad_rows)
-        bad += more
-        validation = _side(others, held_found)
-        hashes.append(hashed)
-    _require_text(train, validation, part.origin, held, fraction)
-    source = Source(format, train, validation, digest(hashes), bad=bad)
-    if format != "classification":
-        return source
-    counts, named = found.labels, part.named_labels(columns)
-    values = _label_values({*counts, *held_found.labels}, named, part.origin)
-    numbers = {value: number for number, value in enumerate(values)}
-    names = named or [str(int(value) if isinstance(value, float) else value) for value in values]
-    return replace(source, labels=names, label_numbers=numbers, label_counts=[counts.get(v, 0) for v in values])
-
-
-def _side(rows: Collection[Row], found: Found) -> Side:
-    kept = rows.only(found.numbers) if isinstance(rows, TableRows) else [rows[n] for n in found.numbers]  # type: ignore[index]
-    return Side(kept, found.bytes, found.empty)
-
-
-def _streamed(
-    part: _Part,
-    held: _Part | None,
-    format: str,
-    columns: Mapping[str, str] | None,
-    bad_rows: str,
-    say: Callable[[str], object],
-) -> Source:
-    if held is None:
+def _require_streamable(raw: RawTable, format: str, held: list[RawTable]) -> None:
+    if raw.named or any(other.named for other in held):
+        raise UserError(f"data.streaming: {raw.origin} are text files, which are read whole; leave streaming out")
+    if not held:
         raise UserError(
-            f"data.streaming: {part.origin} cannot be split while it streams; name the held-out rows in "
+            f"data.streaming: {raw.origin} cannot be split while it streams; name the held-out rows in "
             "data.validation_files or data.hub.validation_split"
         )
     if format == "classification":
         raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
-    others = list(held.stream(format, columns))
-    found, _, hashed, bad = inspect(format, others, None, say)
-    bad.judge(bad_rows)
-    validation = _side(others, found)
-    _require_text(None, validation, part.origin, held, 0.0)
-    places = [f"{path} {path.stat().st_size}" for path in sorted(part.paths)] or [part.origin]
-    key = digest([format, *places, hashed])
-    return Source(format, Side(part.stream(format, columns)), validation, key, bad=bad)
 
 
-def _require_text(train: Side | None, validation: Side, origin: str, held: _Part | None, fraction: float) -> None:
-    if train is not None and not train.bytes:
+def _require_text(train: Split, validation: Split, origin: str, held: str | None, fraction: float) -> None:
+    if hasattr(train.rows, "__len__") and not train.bytes:
         raise UserError(f"{origin}: there is no text to train on")
+    if not validation.bytes and held is not None:
+        raise UserError(f"{held}: there is no text to validate on")
     if not validation.bytes:
-        if held is not None:
-            raise UserError(f"{held.origin}: there is no text to validate on")
-        assert train is not None
         raise UserError(
-            f"{origin}: none of its {len(train.rows)} document(s) is held out at validation_fraction "  # type: ignore[arg-type]
+            f"{origin}: none of its {len(train.rows)} document(s) is held out at validation_fraction "
             f"{fraction:g}; give held-out ones, more documents, or raise the fraction"
         )
 
 
-def _label_values(found: set[Any], named: list[str] | None, origin: str) -> list[Any]:
-    """All labels in the order of their numbers; raises `UserError` when they are no classes."""
-    if named is not None:
-        unknown = sorted(label for label in found if not 0 <= label < len(named))
+def _with_labels(source: Source, raw: RawTable, columns: Mapping[str, str] | None) -> Source:
+    """The source of a classification, with its labels in the order of their numbers.
+
+    Raises `UserError` when they are no classes.
+    """
+    counts, held = (Counter(split.rows["label"]) for split in (source.train, source.validation))
+    declared = getattr(raw.features.get((columns or {}).get("label") or "label"), "names", None)
+    written = _in_order({*counts, *held}, declared, raw.origin)
+    return replace(
+        source,
+        labels=list(declared) if declared else [str(json.loads(label)) for label in written],
+        label_numbers={label: number for number, label in enumerate(written)},
+        label_counts=[counts[label] for label in written],
+    )
+
+
+def _in_order(found: set[str], declared: Sequence[str] | None, origin: str) -> list[str]:
+    """Labels as rows hold them, in the order of their numbers; raises `UserError` when they are no classes."""
+    labels = {label: json.loads(label) for label in found}
+    if declared:
+        unknown = sorted(label for label in labels.values() if not 0 <= label < len(declared))
         if unknown:
-            raise UserError(f"{origin}: the label {unknown[0]} is none of the data set's {len(named)} labels")
-        return list(range(len(named)))
-    if len({isinstance(label, str) for label in found}) > 1:
+            raise UserError(f"{origin}: the label {unknown[0]} is none of the data set's {len(declared)} labels")
+        return [str(number) for number in range(len(declared))]
+    if len({isinstance(label, str) for label in labels.values()}) > 1:
         raise UserError(f"{origin}: some labels are text and some are numbers; make them all the same")
-    if len(found) < 2:
-        raise UserError(f"{origin}: every row has the label {next(iter(found))!r}; a classification needs at least two")
-    whole = all(not isinstance(label, str) or label.lstrip("-").isdigit() for label in found)
-    return sorted(found, key=int if whole else None)
+    if len(labels) < 2:
+        (only,) = labels.values()
+        raise UserError(f"{origin}: every row has the label {only!r}; a classification needs at least two")
+    whole = all(not isinstance(label, str) or label.lstrip("-").isdigit() for label in labels.values())
+    return sorted(labels, key=lambda label: int(labels[label]) if whole else labels[label])

@@ -4,98 +4,103 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .bad_rows import StreamTally
-from .blocks import batches, block, document_tokens, frame_of
-from .encode import Encoder, Example
-from .examples import Item, pack
-from .rows import Row, StreamRows
-from .split import problem_of
+from .bad_rows import HINT
+from .encode import Encoder
+from .layouts import joined, packed
+from .rows import Row
+from .tokenizer import padding
 
-_BATCH = 64  # rows per call of the tokenizer
+if TYPE_CHECKING:
+    import datasets
+
+_BUFFER = 10_000  # rows that are shuffled at once
 _PATIENCE = 10_000  # rows without loss in succession
 
 
-class Stream(torch.utils.data.IterableDataset[Item]):
-    """Items as `Blocks`, `Packed` or `Examples` have them, pass after pass, each in the order of a shuffling buffer.
+class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
+    """Items as `TokenTables` has them, pass after pass, each in the order of a shuffling buffer.
 
     The order depends on the seed alone, so skipping the items that a run has seen resumes it exactly.  Of several
     loader workers each reads files of its own, so there can be `files` of them at most.
 
     Args:
-        rows: the stream.
-        encoder: makes examples of the rows.
+        rows: what `row_stream` returned.
+        encoder: makes tokens of the rows.
         layout: "blocks" (text joined and cut), "packed" (whole examples) or "rows" (one example each).
-        pad: the token that fills packed rows.
         seed: key of the order.
-        bad_rows: "error" refuses the first bad row, "skip" counts them in `bad`.
+        bad_rows: "error" refuses the first bad row, "skip" counts them.
     """
 
     def __init__(
-        self, rows: StreamRows, encoder: Encoder, layout: str, pad: int, seed: int, bad_rows: str = "error"
+        self, rows: datasets.IterableDataset, encoder: Encoder, layout: str, seed: int, bad_rows: str = "error"
     ) -> None:
-        self.rows, self.encoder, self.layout, self.pad, self.seed = rows, encoder, layout, pad, seed
-        self.bad = StreamTally(bad_rows, self.files)
+        self.rows, self.encoder, self.layout, self.seed = rows, encoder, layout, seed
+        self.bad_rows = bad_rows
+        self._bad = torch.zeros(self.files + 1, dtype=torch.int64)  # of this process and of each loader worker
+        if bad_rows == "skip":
+            self._bad.share_memory_()
 
     @property
     def files(self) -> int:
         """Parts that can be read side by side."""
-        return int(self.rows.stream.num_shards)
+        return int(self.rows.num_shards)
 
-    def __iter__(self) -> Iterator[Item]:
+    @property
+    def bad(self) -> int:
+        """Bad rows met so far by all loader workers; again in every pass over the data."""
+        return int(self._bad.sum())
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        encoder = self.encoder
         if self.layout == "blocks":
-            return self._blocks()
-        return self._packed() if self.layout == "packed" else (_item(example) for example in self._examples())
+            documents = encoder.documents(self._rows())
+            items = ({"input_ids": row} for row in joined(documents, encoder.block_size, *encoder.frame))
+        elif self.layout == "packed":
+            items = packed(self._examples(), encoder.block_size, padding(encoder.tokenizer))
+        else:
+            items = ({"input_ids": ids, "labels": labels} for ids, labels in self._examples())
+        return ({name: torch.tensor(values) for name, values in item.items()} for item in items)
 
     def _rows(self) -> Iterator[Row]:
         """Good rows without end.  Raises `UserError` when a whole pass has none."""
+        rows = self.rows.shuffle(seed=self.seed, buffer_size=_BUFFER)
         for epoch in itertools.count():
-            found, problem = False, None
-            for row in self.rows.epoch(self.seed, epoch):
-                problem = problem_of(self.encoder.format, row)
-                if problem is not None:
-                    self.bad.add(row, problem)
-                elif self.encoder.format != "text" or row.values["text"]:
+            rows.set_epoch(epoch)
+            found, bad = False, ""
+            for row in rows:
+                if row["problem"] is not None:
+                    self._count(row["problem"])
+                    bad = f"; all of its rows are bad ({row['problem']})"
+                elif self.encoder.format != "text" or row["text"]:
                     found = True
                     yield row
             if not found:
-                skipped = f"; all of its rows are bad ({row.place}: {problem})" if problem else ""
-                raise UserError(f"data.streaming: the stream has no text{skipped}")
+                raise UserError(f"data.streaming: the stream has no text{bad}")
 
-    def _examples(self) -> Iterator[Example]:
+    def _examples(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokens and labels.  Raises `UserError` when many rows in succession have no loss."""
         idle = 0
-        for batch in batches(self._rows(), _BATCH):
-            examples = [example for example in self.encoder(batch, self.bad) if example.learns]
-            idle = 0 if examples else idle + len(batch)
+        for row, example in self.encoder.examples(self._rows()):
+            idle += 1
+            if example.problem is not None:
+                self._count(f"{row['place']}: {example.problem}")
+            elif example.learned:
+                idle = 0
+                yield example.ids, example.labels
             if idle > _PATIENCE:
                 raise UserError(
                     f"data.streaming: {idle:,} rows one after another carry no loss within {self.encoder.block_size} "
                     "tokens, or are bad; raise data.block_size or look at the data"
                 )
-            yield from examples
 
-    def _blocks(self) -> Iterator[Item]:
-        tokenizer, held = self.encoder.tokenizer, list[int]()
-        frame = frame_of(tokenizer) if self.encoder.task == "masked-lm" else None
-        size = self.encoder.block_size - (2 if frame else 0)
-        for batch in batches(self._rows(), _BATCH):
-            held.extend(itertools.chain.from_iterable(document_tokens(batch, tokenizer)))
-            for start in range(0, len(held) - size + 1, size):
-                yield block(held[start : start + size], frame)
-            held = held[len(held) // size * size :]
-
-    def _packed(self) -> Iterator[Item]:
-        held: list[Item] = []
-        for example in self._examples():
-            if sum(len(item["input_ids"]) for item in held) + len(example.ids) > self.encoder.block_size:
-                yield pack(held, self.encoder.block_size, self.pad)
-                held = []
-            held.append(_item(example))
-
-
-def _item(example: Example) -> dict[str, Tensor]:
-    return {"input_ids": torch.tensor(example.ids), "labels": torch.tensor(example.labels)}
+    def _count(self, problem: str) -> None:
+        if self.bad_rows == "error":
+            raise UserError(f"{problem}; {HINT}")
+        worker = torch.utils.data.get_worker_info()
+        self._bad[0 if worker is None else worker.id + 1] += 1

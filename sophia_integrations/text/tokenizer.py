@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .cache import cache_dir, digest, store
-from .source import Source
+from .cache import cached_file, digest
 
 if TYPE_CHECKING:
+    import tokenizers
     from transformers import PreTrainedTokenizerBase
+
+    from .source import Source
 
 END_OF_TEXT = "<|endoftext|>"
 _CAUSAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -77,49 +78,41 @@ def train_tokenizer(
     """
     if source.streaming:
         raise UserError("tokenizer.train: reads all training text first; with data.streaming give tokenizer.pretrained")
-    special = _SPECIAL.get(task, _CAUSAL)
-    return _wrap(_trained(source, vocab_size, min_frequency, special, say), special)
-
-
-def _trained(
-    source: Source, vocab_size: int, min_frequency: int, special: dict[str, str], say: Callable[[str], object]
-) -> Path | str:
     import tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    words = list(dict.fromkeys(special.values()))
-    parts = [tokenizers.__version__, str(vocab_size), str(min_frequency), *words]
+    special = _SPECIAL.get(task, _CAUSAL)
+    parts = [tokenizers.__version__, str(vocab_size), str(min_frequency), *dict.fromkeys(special.values())]
     name = f"tokenizer-{digest([*parts, source.digest])[:32]}.json"
-    cached = cache_dir() / name
-    if cached.is_file():
-        return cached
-    say(f"Tokenizer: training a byte-level BPE of {vocab_size:,} tokens …")
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
+
+    def trained() -> tokenizers.Tokenizer:
+        say(f"Tokenizer: training a byte-level BPE of {vocab_size:,} tokens …")
+        return _trained(source, vocab_size, min_frequency, special)
+
+    path = cached_file(name, lambda aside: trained().save(str(aside)), say)
+    backend = trained() if path is None else tokenizers.Tokenizer.from_file(str(path))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
+def _trained(source: Source, vocab_size: int, min_frequency: int, special: dict[str, str]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=words,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(dict.fromkeys(special.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(source.training_texts(), trainer)
     if "cls_token" in special:
         first, last = special["cls_token"], special["sep_token"]
-        bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        bpe.post_processor = processors.TemplateProcessing(
             single=f"{first} $A {last}",
             pair=f"{first} $A {last} $B {last}",
             special_tokens=[(word, bpe.token_to_id(word)) for word in (first, last)],
         )
-    store(name, lambda aside: bpe.save(str(aside)), say)
-    return bpe.to_str()
-
-
-def _wrap(trained: Path | str, special: dict[str, str]) -> PreTrainedTokenizerBase:
-    from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
-
-    text = trained.read_text(encoding="utf-8") if isinstance(trained, Path) else trained
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Backend.from_str(text), clean_up_tokenization_spaces=False, **special
-    )
+    return bpe

@@ -3,15 +3,14 @@
 import json
 import sysconfig
 
-import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 from workers.lightning_support import FILTERS, causal_lm, make_trainer
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.lightning import TextDataModule
 from sophia_integrations.lightning.loader import RowLoader
-from sophia_integrations.text.collate import Stack
 from sophia_integrations.text.prepare import prepare
 from sophia_integrations.text.source import load_source
 from sophia_integrations.text.tokenizer import train_tokenizer
@@ -21,7 +20,7 @@ pytestmark = [pytest.mark.filterwarnings(f) for f in FILTERS]
 
 def loader_of(batch_size, shuffle, *rest, **options):
     rows = [{"input_ids": torch.tensor([number])} for number in range(22)]
-    return RowLoader(rows, batch_size, Stack(), shuffle, *rest, **options)
+    return RowLoader(rows, batch_size, default_collate, shuffle, *rest, **options)
 
 
 def rows(batches):
@@ -77,11 +76,12 @@ def test_files_become_blocks_and_the_cache_is_used(files, options, tmp_path):
         data.say = said.append
         data.prepare_data()
         data.setup("fit")
-    assert len(list((tmp_path / "cache").iterdir())) == 3  # tokenizer, training and validation tokens
+    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*-*"))
+    assert names == ["rows", "tokenizer", "tokens", "tokens"]
     assert len(said) == 1 and said[0].startswith("train: 10 documents")
     batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape == (8, 16) and (batch["input_ids"] == batch["labels"]).all()
-    assert data.prepared.train.rows.max() < 300 and 0 < len(data.prepared.validation) < len(data.prepared.train)
+    assert batch["input_ids"].max() < 300 and 0 < len(data.prepared.validation) < len(data.prepared.train)
 
 
 def test_rows_are_those_of_a_recipe_for_the_trainer(files, options, tmp_path, monkeypatch):
@@ -92,8 +92,8 @@ def test_rows_are_those_of_a_recipe_for_the_trainer(files, options, tmp_path, mo
     data = TextDataModule(files, **options)
     data.prepare_data()
     assert data.prepared.digest == expected.digest
-    assert np.array_equal(data.prepared.train.rows, expected.train.rows)
-    assert np.array_equal(data.prepared.validation.rows, expected.validation.rows)
+    for rows, wanted in ((data.prepared.train, expected.train), (data.prepared.validation, expected.validation)):
+        assert len(rows) == len(wanted) and torch.equal(rows[:]["input_ids"], wanted[:]["input_ids"])
 
 
 def test_without_a_source_the_text_is_the_standard_library(options, tmp_path, monkeypatch):

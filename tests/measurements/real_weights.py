@@ -84,7 +84,7 @@ def documented_functions(source: Source) -> tuple[list[tuple[str, str]], list[tu
 def _pairs(document: Row) -> list[tuple[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
-        tree = ast.parse(document.values["text"])
+        tree = ast.parse(document["text"])
     pairs = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -128,12 +128,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny pretrained model, its tokenizer and a chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sophia_integrations.text.rows import Row
-    from sophia_integrations.text.source import Side, Source
+    from sophia_integrations.text.source import Source, Split
     from sophia_integrations.text.tokenizer import train_tokenizer
 
-    folder, rows = tmp_path_factory.mktemp("a llama"), [Row("words", {"text": " ".join(WORDS * 9)})]
-    tokenizer = train_tokenizer(Source("text", Side(rows), Side(rows), "words"), 290, 2, lambda line: None)
+    folder, rows = tmp_path_factory.mktemp("a llama"), [{"text": " ".join(WORDS * 9)}]
+    tokenizer = train_tokenizer(Source("text", Split(rows), Split(rows), "words"), 290, 2, lambda line: None)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)

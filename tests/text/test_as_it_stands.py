@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_rows
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.text.source import Source, load_source
@@ -51,7 +53,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def values(source: Source) -> list[dict[str, Any]]:
-    return [row.values for row in source.train.rows]
+    return text_rows.values(source.train.rows)
 
 
 @pytest.fixture
@@ -159,8 +161,8 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     for streaming in (False, True):
         options: dict[str, Any] = {"validation_files": held, "streaming": streaming, "bad_rows": "skip"}
         source = load_source(files=[f"{tmp_path}/rows.jsonl"], **options)
-        rows = [row for row in source.train.rows if isinstance(row.values["text"], str)]
-        assert [str(row.place).rpartition(", ")[2] for row in rows] == ["row 1", "row 2"]
+        rows = [row for row in source.train.rows if row["problem"] is None]
+        assert [row["place"].rpartition(", ")[2] for row in rows] == ["row 1", "row 2"]
 
 
 @pytest.mark.parametrize(
@@ -209,8 +211,9 @@ def test_tables_of_several_types(kind: str, tmp_path: Path) -> None:
         return load_source(files=[f"{tmp_path}/rows *.{kind}"], validation_files=held, bad_rows="skip")
 
     time = datetime.datetime(2024, 1, 1)
-    with pytest.raises(UserError, match=rf"1\.{kind}: the column text is something else here and text in .*0\.{kind};"):
-        load(["a"], [time])
+    mixed = load(["a"], [time])
+    assert values(mixed) == [{"text": "a"}] and mixed.bad.count == 1
+    assert re.search(rf"1\.{kind}, row 1: the text is datetime\.datetime\(2024, .*, expected text", mixed.bad.first[0])
     assert values(load(["2024-01-01"], [None], ["b"], other="b")) == [{"text": "2024-01-01"}, {"text": "b"}]
     assert values(load(["2024-01-01"], ["b"], ["c"])) == [{"text": text} for text in ("2024-01-01", "b", "c")]
 
@@ -289,17 +292,62 @@ def test_a_folder_names_its_files_and_fields(folder: Callable[..., Path]) -> Non
         load_source(hub={**hub, "split": "dev"})
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_of_the_hub_are_kept_for_use_offline(
-    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layout that the hub's own client writes, read back by it."""
     from huggingface_hub import constants
 
     cache = tmp_path / "hub cache"
     snapshot = cache / "datasets--someone--rows" / "snapshots" / "0123456789012345678901234567890123456789"
-    shutil.copytree(folder("jsonl", [{"text": "2024-01-01"}] * 2), snapshot)
+    shutil.copytree(folder(kind, [{"text": "2024-01-01", "more": "007"}] * 2), snapshot)
     (cache / "datasets--someone--rows" / "refs").mkdir()
     (cache / "datasets--someone--rows" / "refs" / "main").write_text(snapshot.name)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     source = load_source(hub={"path": "someone/rows", "validation_split": "test"})
     assert values(source) == [{"text": "2024-01-01"}] * 2
+    numbered = load_source(hub={"path": "someone/rows", "validation_split": "test"}, columns={"text": "more"})
+    assert values(numbered) == [{"text": "007"}] * 2
+
+
+def test_a_large_json_file_is_refused_unless_it_has_a_row_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sophia_integrations.text import raw
+
+    monkeypatch.setattr(raw, "_LONGEST", 60)
+    rows = [{"text": f"row {number}"} for number in range(20)]
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    held = [write(tmp_path / "held.json", rows[:1])]
+    assert values(load_source(files=[f"{tmp_path}/lines.json"], validation_files=held)) == rows
+    for name in ("list", "one"):
+        with pytest.raises(UserError, match=rf"{name}\.json: cannot be read as json: it is too large .* as \.jsonl$"):
+            load_source(files=[f"{tmp_path}/{name}.json"], validation_files=held)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_text_files_has_a_row_a_line(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "data sets")
+    place = tmp_path / "lines"
+    place.mkdir()
+    for name in ("train", "test"):
+        (place / f"{name}.txt").write_text("007\n2024-01-01\nNA\n")
+    hub = {"path": str(place), "split": "train[:2]", "validation_split": "test"}
+    source = load_source(hub=hub, streaming=streaming)
+    assert values(source) == [{"text": "007"}, {"text": "2024-01-01"}]
+    assert list(source.train.rows)[1]["place"] == f"data.hub {place} (train[:2]), row 2"
+
+
+def test_splits_may_be_joined(folder: Callable[..., Path]) -> None:
+    rows = [{"text": f"{number}"} for number in range(10)]
+    hub = {"path": str(folder("csv", rows)), "split": "test[80%:] + train[:3]", "validation_split": "test[:1]"}
+    assert values(load_source(hub=hub)) == [*rows[8:], *rows[:3]]
+    with pytest.raises(UserError, match="a streamed split is cut as NAME"):
+        load_source(hub=hub, streaming=True)

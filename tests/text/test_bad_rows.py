@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from text_rows import values
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.text.prepare import Prepared, prepare
@@ -52,7 +53,7 @@ def test_the_error_counts_all_and_names_the_first(file: str, held: list[str]) ->
 
 def test_they_are_left_out_and_counted(file: str, held: list[str], words: Any) -> None:
     source = load_source(files=[file], validation_files=held, bad_rows="skip")
-    assert [row.values for row in source.train.rows] == GOOD
+    assert values(source.train.rows) == GOOD
     clean = load_source(files=held, validation_fraction=0.5, bad_rows="skip")
     assert (source.bad.count, source.bad.total, clean.bad.count) == (6, 18, 0)
     data = prepare(source, words, block_size=4)
@@ -66,7 +67,7 @@ def test_the_rows_that_are_left_are_those_of_a_clean_file(file: str, held: list[
     bad = load_source(files=[file], validation_fraction=0.4, bad_rows="skip")
     clean = load_source(files=held, validation_fraction=0.4)
     for split in ("train", "validation"):
-        assert [row.values for row in getattr(bad, split).rows] == [row.values for row in getattr(clean, split).rows]
+        assert values(getattr(bad, split).rows) == values(getattr(clean, split).rows)
     assert bad.digest == clean.digest
 
 
@@ -105,13 +106,10 @@ def test_documents_that_are_no_text(tmp_path: Path) -> None:
     assert len(source.train.rows) + len(source.validation.rows) == 20 and source.bad.count == 1  # type: ignore[arg-type]
 
 
-def test_the_check_of_a_large_table_remembers_them(
-    file: str, held: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sophia_integrations.text import formats, split
+def test_the_table_remembers_them(file: str, held: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sophia_integrations.text import formats
 
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(split, "LARGE", 10)
     found = [load_source(files=[file], validation_files=held, bad_rows="skip").bad]
     monkeypatch.setattr(formats, "problem", lambda *row: None)
     found.append(load_source(files=[file], validation_files=held, bad_rows="skip").bad)
@@ -167,12 +165,11 @@ def test_a_stream_counts_as_it_goes(workers: int, file: str, held: list[str], wo
     known = {word: number for number, word in enumerate(words.convert_ids_to_tokens(range(len(words))))}
     assert {item[0] for item in items} == {known[row["text"]] for row in GOOD}
     assert data.skipped_rows and data.skipped_rows >= 16
-    assert [bool(count) for count in data.train.bad.counts] == [not workers, *[bool(workers)] * 2]  # type: ignore[attr-defined]
 
 
 def test_a_stream_of_conversations(chats: Callable[..., Prepared]) -> None:
     data = chats(streaming=True, bad_rows="skip")
-    assert len(list(itertools.islice(data.train, 3))) == 3 and data.skipped_rows and data.skipped_rows >= 2
+    assert len(list(itertools.islice(data.train, 4))) == 4 and data.skipped_rows and data.skipped_rows >= 2
     with pytest.raises(UserError, match=r"chats\.jsonl, row (2|4): the tokenizer's chat template refuses"):
         list(itertools.islice(chats(streaming=True).train, 3))
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.text.blocks import Blocks
+from sophia_integrations.text.layouts import joined
 from sophia_integrations.text.prepare import prepare
-from sophia_integrations.text.rows import Row
-from sophia_integrations.text.source import Side, Source, load_source
+from sophia_integrations.text.source import Source, Split, load_source
 from sophia_integrations.text.tokenizer import END_OF_TEXT, train_tokenizer
 
 
@@ -32,8 +30,8 @@ def quiet(line: str) -> None:
 
 
 def test_the_tokenizer_learns_from_training_documents_only() -> None:
-    train, held = ([Row("a", {"text": text})] for text in ("aaaa bbbb " * 50, "zzzz " * 500))
-    tokenizer = train_tokenizer(Source("text", Side(train), Side(held), "a and z"), 300, 2, quiet)
+    train, held = ([{"text": text}] for text in ("aaaa bbbb " * 50, "zzzz " * 500))
+    tokenizer = train_tokenizer(Source("text", Split(train), Split(held), "a and z"), 300, 2, quiet)
     assert len(tokenizer) <= 300 and tokenizer.eos_token == END_OF_TEXT
     text = "def f(x):\n\treturn 'é €'\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -64,15 +62,16 @@ def test_blocks_hold_every_token_in_order_and_count_the_tail(source: Source, tok
     data = prepare(source, tokenizer, block_size=32, say=quiet)
     expected: list[int] = []
     for row in source.train.rows:
-        expected += [*tokenizer(row.values["text"]).input_ids, tokenizer.eos_token_id]
+        expected += [*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id]
     count = data.counts["train"]
     assert (count.documents, count.tokens) == (len(source.train.rows), len(expected))
     assert count.tokens == count.rows * 32 + count.dropped_tokens and 0 <= count.dropped_tokens < 32
-    assert count.bytes == sum(len(row.values["text"].encode()) for row in source.train.rows)
+    assert count.bytes == sum(len(row["text"].encode()) for row in source.train.rows)
     rows = torch.cat([data.train[index]["input_ids"] for index in range(len(data.train))])
     assert rows.tolist() == expected[: len(rows)]
-    assert torch.equal(data.train[0]["labels"], data.train[0]["input_ids"])
-    assert data.train.rows.dtype == np.uint16  # while they fit
+    batch = data.collate([data.train[0], data.train[1]])
+    assert torch.equal(batch["labels"], batch["input_ids"]) and batch["labels"].shape == (2, 32)
+    assert data.train.features["input_ids"].feature.dtype == "uint16"  # while they fit
     documents, megabytes = len(source.train.rows), f"{count.bytes / 1e6:.1f} MB"
     assert data.describe().splitlines()[0] == (
         f"train: {documents} documents, {megabytes}, {count.tokens:,} tokens, {count.rows} blocks of 32 "
@@ -80,9 +79,9 @@ def test_blocks_hold_every_token_in_order_and_count_the_tail(source: Source, tok
     )
 
 
-def test_blocks_drop_nothing_when_the_stream_fits() -> None:
-    blocks = Blocks(np.arange(12, dtype=np.uint16), 4)
-    assert len(blocks) == 3 and blocks.dropped_tokens == 0
+def test_blocks_drop_nothing_when_the_text_fits() -> None:
+    assert list(joined([[1, 2, 3], [], [4, 5, 6, 7, 8]], 4)) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert list(joined([[1, 2, 3]], 4, [0], [9])) == [[0, 1, 2, 9], [0, 3, 9]]
 
 
 def test_text_shorter_than_a_block_is_refused(source: Source, tokenizer: Any) -> None:
@@ -96,7 +95,7 @@ def test_a_second_time_comes_from_the_cache(source: Source, tmp_path: Path, monk
     first = prepare(source, train_tokenizer(source, 300, 2, said.append), block_size=32, say=said.append)
     assert len(said) == 3
     said.clear()
-    second = prepare(source, train_tokenizer(source, 300, 2, said.append), block_size=16, say=said.append)
+    second = prepare(source, train_tokenizer(source, 300, 2, said.append), block_size=32, say=said.append)
     assert said == []
     assert second.digest == first.digest and second.counts["train"].tokens == first.counts["train"].tokens
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
@@ -108,7 +107,7 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
     first = prepare(source, tokenizer, block_size=32, say=said.append)
-    for path, rest in zip(sorted((tmp_path / "cache").glob("*.npy")), (4, -2), strict=True):
+    for path, rest in zip(sorted((tmp_path / "cache").glob("tokens-*.arrow")), (4, -2), strict=True):
         whole = path.read_bytes()
         path.unlink()
         path.write_bytes(whole[:rest])
@@ -120,18 +119,15 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "file" / "cache"))
     said.clear()
     again = prepare(source, tokenizer, block_size=32, say=said.append)
-    assert again.counts == first.counts and torch.equal(again.train[3]["labels"], first.train[3]["labels"])
+    assert again.counts == first.counts and torch.equal(again.train[3]["input_ids"], first.train[3]["input_ids"])
     assert any("cannot be written (Not a directory); going on without it" in line for line in said)
 
 
-def test_a_long_text_is_never_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sophia_integrations.text.arrays import cached_stream
-
-    monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path))
-    pieces = [np.arange(start, start + 5, dtype=np.uint32) for start in range(0, 50, 5)]
-    found = cached_stream("long.npy", np.dtype(np.uint32), lambda: pieces, "pieces", quiet)
-    assert isinstance(found, np.memmap) and found.tolist() == list(range(50))
-    assert np.load(tmp_path / "long.npy").tolist() == list(range(50))
+def test_tokens_stay_on_disk(source: Source, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
+    data = prepare(source, tokenizer, block_size=32, say=quiet)
+    for split in (data.train, data.validation):
+        assert Path(split.cache_files[0]["filename"]).parent == tmp_path / "cache"
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,16 @@ def smol(end: str, marked: bool) -> str:
 
 @pytest.mark.parametrize(("end", "marked"), [("<|im_end|>", False), ("<|im_end|>", True), ("", False)])
 def test_every_byte_that_the_assistant_wrote_carries_loss_and_no_other(end: str, marked: bool) -> None:
-    from sophia_integrations.text.bad_rows import Tally
     from sophia_integrations.text.encode import Encoder
-    from sophia_integrations.text.rows import Row
-    from sophia_integrations.text.source import Side, Source
+    from sophia_integrations.text.source import Source, Split
     from sophia_integrations.text.tokenizer import train_tokenizer
 
-    row = Row("row", chat("Wer? ", "  Ich, Österreich!\n", "Why?", "So."))
-    source = Source("chat", Side([row]), Side([row]), digest="chat")
+    row = {"messages": json.dumps(chat("Wer? ", "  Ich, Österreich!\n", "Why?", "So.")["messages"])}
+    source = Source("chat", Split([row]), Split([row]), digest="chat")
     tokenizer = train_tokenizer(source, 260, 2, lambda line: None)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = smol(end, marked)
-    (example,) = Encoder("chat", "finetune", tokenizer, 500)([row], Tally())
+    ((_, example),) = Encoder("chat", "finetune", tokenizer, 500).examples([row])
     learned = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
     stop = end or "\n"  # where nothing else ends a turn, the line does
     assert tokenizer.decode(learned) == f"  Ich, Österreich!\n{stop}So.{stop}"
@@ -252,7 +251,7 @@ def test_a_second_time_comes_from_the_cache(
     assert made(block_size=9, packing=True)[0] != []  # counted anew, for its own digest
     words.add_tokens(["more"])
     assert made(block_size=9)[0] != []
-    for path in (tmp_path / "cache").glob("*.npz"):
+    for path in (tmp_path / "cache").glob("tokens-*.arrow"):
         path.write_bytes(path.read_bytes()[:100])
     said, data = made(block_size=9)
     assert sum("is damaged; making it again" in line for line in said) == 2 and len(data.train) == 1
@@ -287,6 +286,7 @@ def test_a_stream_loses_no_token_between_blocks(prepared: Callable[..., Prepared
     assert len(documents) == 111 and set(documents[:-1]) == texts
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_workers_share_the_files_of_a_stream(prepared: Callable[..., Prepared], words: Any, jsonl: Any) -> None:
     for name, first in (("train.jsonl", "one"), ("train 2.jsonl", "two")):
         files = [jsonl([{"text": f"{first} {last}"} for last in ("four", "five", "six", "seven")], name)]

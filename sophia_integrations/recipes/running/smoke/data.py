@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from ....text import formats
 from ....text.bad_rows import HINT
 from ....text.documents import read_documents, standard_library
 from ....text.files import find, kind_of
-from ....text.readers import read_files, read_hub, with_index
-from ....text.rows import Row, StreamRows, Table
-from ....text.split import problem_of
+from ....text.hub import read_hub
+from ....text.raw import RawTable, read_files
+from ....text.rows import Row, row_stream
 
 _ROWS, _HELD = 160, 16
 _DOCUMENT, _TEXT = 4_000, 120_000  # characters kept of a document, and of all
@@ -32,6 +32,14 @@ class Sample:
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     note: str
+
+    def texts(self) -> Iterator[str]:
+        """All text of the training rows."""
+        for row in self.train:
+            if self.format == "chat":
+                yield from (message["content"] for message in row["messages"])
+            else:
+                yield from (row[part] for part in formats.PARTS[self.format] if part != "label")
 
     def write(self, folder: Path) -> dict[str, list[str]]:
         """Stores both splits in `folder` and returns the names of their files as ``data`` has them."""
@@ -54,7 +62,7 @@ def sample(data: Mapping[str, Any], task: str) -> Sample:
     except _NotHere as error:
         names = (columns or {}).keys()
         format = formats.choose_format(task, format, names, columns)
-        made = made_up_rows(format, (row.values["text"] for row in _library()), _ROWS)
+        made = made_up_rows(format, (row["text"] for row in row_stream([_library()], "text", None)), _ROWS)
         note = f"{hub['path']} {why(error)}; made-up rows of format {format} take its place"  # type: ignore[index]
         return Sample(format, made[_HELD:], made[:_HELD], note)
     skip = data.get("bad_rows") == "skip"
@@ -80,26 +88,20 @@ def _rows(
     data: Mapping[str, Any], task: str, format: str | None, columns: Mapping[str, str] | None
 ) -> tuple[Iterator[Row], str, str]:
     if data.get("hub") is not None:
-        hub = data["hub"]
-        table = _hub(hub)
-        note = f"data.hub {hub['path']}"
+        raws, note = _hub(data["hub"]), f"data.hub {data['hub']['path']}"
     elif data.get("files") is not None:
         paths = find(data["files"], "data.files")
         kind = kind_of(paths, "data.files")
         note = f"data.files ({paths[0].name}{', …' if len(paths) > 1 else ''})"
-        if kind == "text":
-            return iter(read_documents(paths[:_ROWS])), formats.choose_format(task, format, None, columns), note
-        table = read_files(paths, kind, streaming=True)
+        raws = [read_documents(paths[:_ROWS], note) if kind == "text" else read_files(paths, kind, note)]
     else:
-        return iter(_library()), formats.choose_format(task, format, None, columns), "the standard library"
-    names = table.names
-    chosen = formats.choose_format(task, format, names, columns)
-    stream = StreamRows(table, formats.choose_columns(chosen, names, columns, note))
-    return iter(stream), chosen, note
+        raws, note = [_library()], "the standard library"
+    chosen = formats.choose_format(task, format, raws[0].names, columns)
+    return iter(row_stream(raws[:1], chosen, columns)), chosen, note
 
 
 @functools.cache
-def _library() -> list[Row]:
+def _library() -> RawTable:
     return standard_library()[0]
 
 
@@ -110,17 +112,16 @@ def why(error: BaseException) -> str:
     return "is not on this machine" if offline else f"cannot be loaded ({text})"
 
 
-def _hub(hub: Mapping[str, Any]) -> Table:
-    """Streamed, so that nothing is fetched whole; a copy in the cache of `datasets` can only be read as it is."""
-    arguments = (hub["path"], hub.get("name"), hub.get("split") or "train", hub.get("revision"))
+def _hub(hub: Mapping[str, Any]) -> list[RawTable]:
+    """Streamed, so that nothing is fetched whole; a copy on this machine can only be read as it is."""
+    split = hub.get("split") or "train"
     try:
-        return read_hub(*arguments, streaming=True)
+        return read_hub(hub, split, streaming=True)
     except UserError:
         try:
-            table = read_hub(*arguments)
+            return read_hub(hub, split)
         except UserError as error:
             raise _NotHere(str(error)) from None
-        return replace(table, data=with_index(table.data.to_iterable_dataset()))
 
 
 def _take(rows: Iterator[Row], format: str, skip: bool) -> list[dict[str, Any]]:
@@ -128,12 +129,11 @@ def _take(rows: Iterator[Row], format: str, skip: bool) -> list[dict[str, Any]]:
     taken: list[dict[str, Any]] = []
     size = 0
     for row in itertools.islice(rows, _SEARCHED):
-        problem = problem_of(format, row)
-        if problem is not None and skip:
+        if row["problem"] is not None and skip:
             continue
-        if problem is not None:
-            raise UserError(f"{row.place}: {problem}; {HINT}")
-        values = dict(row.values)
+        if row["problem"] is not None:
+            raise UserError(f"{row['problem']}; {HINT}")
+        values = {part: json.loads(row[part]) if part in formats.JSON else row[part] for part in formats.PARTS[format]}
         if format == "text":
             values["text"] = values["text"][:_DOCUMENT]
             if not values["text"].strip():

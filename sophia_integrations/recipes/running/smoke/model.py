@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import UserError
-from ....text import formats
 from ....text.cache import digest
-from ....text.rows import Row
-from ....text.source import Side, Source
+from ....text.source import Source, Split
 from ....text.tokenizer import load_tokenizer, padding, train_tokenizer
 from ..tasks import TASKS
 from .data import Sample, why
@@ -38,8 +36,8 @@ def smoke_tokenizer(
     try:
         tokenizer = load_tokenizer(place, options.get("revision"), bool(options.get("trust_remote_code")))
     except UserError as error:
-        texts = [Row("", {"text": text}) for row in rows.train for text in formats.texts(rows.format, row)]
-        source = Source("text", Side(texts), Side([]), digest(row.values["text"] for row in texts))
+        texts = [{"text": text} for text in rows.texts()]
+        source = Source("text", Split(texts), Split([]), digest(row["text"] for row in texts))
         tokenizer = train_tokenizer(source, VOCABULARY, 2, lambda line: None, task)
         if rows.format == "chat":
             tokenizer.chat_template = _CHAT

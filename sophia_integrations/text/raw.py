@@ -1,0 +1,206 @@
+"""Rows as they stand in files: no reader here guesses a type, so no text becomes a date, a number or nothing.
+
+Columns of Parquet and Arrow files have the types that they were written with.  JSON and CSV files have none, and a
+reader that infers them changes text: JSON is parsed row by row, every cell of CSV is text.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UserError
+from .files import ROW_KINDS
+
+RawRow = dict[str, Any] | str
+"""The columns of a row, or why there are none."""
+
+_BATCH = 1000  # rows of a table decoded at once
+_SEEN = 1000  # rows whose names are the columns
+_LONGEST = 2**31  # characters of a .json file that is parsed as a whole
+_OBJECT = 'a row is an object, such as {"text": "…"}'
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Rows of files, or of another place, before anything is known of their format.
+
+    Attributes:
+        origin: where they come from, in words.
+        files: what `read` takes, in order; streams read them side by side.
+        read: the rows of some files, each with the words for where it stands.
+        key: identifies the content.
+        features: what the author of a data set declares its columns to be.
+        named: each row is a document of plain text that is known by its name.
+        cut: which rows of it are meant, as `datasets` writes it: ``train[:10%]``; all where it is None.
+    """
+
+    origin: str
+    files: list[str]
+    read: Callable[[Iterable[str]], Iterator[tuple[str, RawRow]]]
+    key: list[str]
+    features: Mapping[str, Any] = field(default_factory=dict)
+    named: bool = False
+    cut: str | None = None
+
+    @functools.cached_property
+    def names(self) -> list[str] | None:
+        """The columns, in the order in which they turn up in the first rows; None for documents, which have text only.
+
+        Raises `UserError` if there are none.
+        """
+        if self.named:
+            return None
+        first = list(itertools.islice(self.read(self.files), _SEEN))
+        names = list(dict.fromkeys(name for _, row in first if isinstance(row, Mapping) for name in row))
+        if not names:
+            raise UserError(": ".join(map(str, first[0])) if first else f"{self.origin}: there are no rows")
+        return names
+
+    def declared(self, name: str, value: Any) -> Any:
+        """A value as the author declares its column; raises `ValueError` for one that is no such thing."""
+        encode = getattr(self.features.get(name), "encode_example", None)
+        return value if value is None or encode is None else encode(value)
+
+
+def read_files(paths: Sequence[Path], kind: str, origin: str) -> RawTable:
+    """The rows of local files of one `kind`; raises `UserError` when one of them is empty."""
+    empty = next((path for path in paths if path.stat().st_size == 0), None)
+    if empty is not None:
+        raise UserError(f"{empty}: the file is empty")
+    files = [str(path) for path in paths]
+    return RawTable(origin, files, functools.partial(rows_of_files, kind=kind), [kind, *file_keys(files)])
+
+
+def file_keys(files: Iterable[str]) -> list[str]:
+    """Identify the content of local files without reading them."""
+    stats = ((file, os.stat(file)) for file in files)
+    return [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+
+
+def rows_of_files(files: Iterable[str], kind: str, **options: Any) -> Iterator[tuple[str, RawRow]]:
+    """The rows of files, or of addresses such as ``hf://…``; raises `UserError` where one cannot be read.
+
+    Args:
+        files: of one kind.
+        kind: jsonl, json, csv, parquet or arrow.
+        options: of the kind's reader.
+    """
+    import fsspec
+
+    for file in files:
+        reader = _READERS["jsonl" if kind == "json" and _is_lines(file) else kind]
+        try:
+            with fsspec.open(file, "rb", compression="infer") as content:
+                for number, row in enumerate(reader(content, **options), 1):
+                    yield f"{file}, row {number}", row
+        except Exception as error:
+            raise UserError(f"{file}: cannot be read as {kind}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _is_lines(file: str) -> bool:
+    return any(ROW_KINDS.get(suffix) == "jsonl" for suffix in Path(file).suffixes)
+
+
+def _json_lines(content: IO[bytes], encoding: str = "utf-8", field: str | None = None) -> Iterator[RawRow]:
+    with _text(content, encoding) as lines:
+        yield from (_row(line) for line in lines if line.strip())
+
+
+def _json(content: IO[bytes], encoding: str = "utf-8", field: str | None = None) -> Iterator[RawRow]:
+    """A row a line; or a list of rows or of texts, a list for each column, or one row, in one document, in which
+    `field` is the key of the rows."""
+    with _text(content, encoding) as text:
+        first = "\n"
+        while first and not first.strip():
+            first = text.readline(_LONGEST)
+        if field is None and first.lstrip().startswith("{") and isinstance(_row(first), dict):
+            yield from (_row(line) for line in itertools.chain([first], text) if line.strip())
+        else:
+            yield from _document(first + text.read(_LONGEST), field)
+
+
+def _document(document: str, field: str | None) -> Iterator[RawRow]:
+    if len(document) > _LONGEST:
+        raise ValueError("it is too large to be parsed as a whole; write a row a line, as .jsonl")
+    found = json.loads(document)
+    if field is not None:
+        found = found.get(field) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        found = _by_row(found)
+    if not isinstance(found, list):
+        raise ValueError("a .json file is a list of rows, each an object, such as " + _OBJECT.partition("such as ")[2])
+    for row in found:
+        yield {"text": row} if isinstance(row, str) else row if isinstance(row, dict) else _OBJECT
+
+
+def _text(content: IO[bytes], encoding: str) -> io.TextIOWrapper:
+    """Bytes of another encoding become half characters, which make the text that holds them bad, and no other."""
+    return io.TextIOWrapper(content, "utf-8-sig" if encoding == "utf-8" else encoding, "surrogateescape")
+
+
+def _row(line: str) -> RawRow:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    return row if isinstance(row, dict) else _OBJECT
+
+
+def _by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that was written column by column; what is no table is one row."""
+    columns = [list(column.values()) if isinstance(column, dict) else column for column in found.values()]
+    if not columns or not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return [found]
+    return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _csv(content: IO[bytes], **options: Any) -> Iterator[RawRow]:
+    """Every cell as text; one that its line does not reach is None."""
+    import pandas
+
+    fixed = {"dtype": object, "keep_default_na": False, "chunksize": _BATCH, "encoding_errors": "surrogateescape"}
+    with pandas.read_csv(content, **{**options, **fixed}) as chunks:
+        for rows in chunks:
+            yield from rows.where(rows.notna(), None).to_dict("records")
+
+
+def _parquet(content: IO[bytes]) -> Iterator[RawRow]:
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(content).iter_batches(_BATCH):
+        yield from batch.to_pylist()
+
+
+def _arrow(content: IO[bytes]) -> Iterator[RawRow]:
+    import pyarrow as pa
+
+    try:
+        batches = iter(pa.ipc.open_stream(content))
+    except pa.ArrowInvalid:
+        content.seek(0)
+        found = pa.ipc.open_file(content)
+        batches = (found.get_batch(number) for number in range(found.num_record_batches))
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[..., Iterator[RawRow]]] = {
+    "jsonl": _json_lines,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
