@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cache import cache_dir
+
 if TYPE_CHECKING:
     import datasets
 
 _BATCH = 1000  # rows of a table written at once
-
-from ..cache import cache_dir
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
