@@ -10,7 +10,7 @@ BIN4 = $(VENV4)/bin/python
 READY4 = $(VENV4)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-transformers4 arms noise memory condition-number basis-cost finetune wheel-check lint format clean
+.PHONY: help train test test-slow test-transformers4 arms noise memory condition-number basis-cost gpu finetune wheel-check lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ condition-number: $(READY) ## measure and draw steps to a loss over the conditio
 
 basis-cost: $(READY) ## measure what the eigenbasis costs at the shapes of GPT-2 small (minutes)
 	@OMP_NUM_THREADS=1 $(BIN) tests/measurements/basis_cost.py $(ARGS)
+
+gpu: ## measure and test on a machine with one GPU, with what is installed there (ARGS='--only step,pass'; 8 minutes)
+	@$(PYTHON) tests/measurements/gpu.py $(ARGS)
 
 finetune: $(READY) ## fine-tune MiniLM and SmolLM2, Sophia beside AdamW (ARGS=headlines a part of it)
 	@$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0

@@ -179,6 +179,8 @@ def random_curvature(step, params):
     """ĥ that clips about half of the coordinates at rho 0.05, beta2 0.9 and unit gradients; a function of `step`."""
     generator = torch.Generator().manual_seed(1000 + step)
     return [
-        (torch.rand(p.shape, generator=generator) + 0.5).mul_(8).to(torch.promote_types(p.dtype, torch.float32))
+        (torch.rand(p.shape, generator=generator) + 0.5)
+        .mul_(8)
+        .to(p.device, torch.promote_types(p.dtype, torch.float32))
         for p in params
     ]

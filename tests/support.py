@@ -20,6 +20,8 @@ from sophia_integrations.curvature import Categorical
 VOCABULARY = 61
 LENGTH = 12
 TESTS = Path(__file__).parent
+DEVICE = os.environ.get("SOPHIA_TEST_DEVICE", "cpu")
+"""Where the tests that can run on a GPU run."""
 
 
 class FixedLabels(Categorical):

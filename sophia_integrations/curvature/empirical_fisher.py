@@ -13,6 +13,7 @@ from ..optim import Coordinates, Estimate, local
 from .engine import UnitEstimator
 from .readout import Readout
 from .reduction import NO_COORDINATES, verdict
+from .transfer import all_finite
 
 
 class EmpiricalFisher(UnitEstimator):
@@ -59,7 +60,7 @@ class EmpiricalFisher(UnitEstimator):
         batches = self._tap.take()
         count = sum(self.readout.count(self.model, batch) for batch in batches)
         grads = {p: p.grad for p in params if p.grad is not None}
-        finite = all(bool(local(g).isfinite().all()) for g in grads.values())
+        finite = all_finite([local(g) for g in grads.values()])
         group, device = self.process_group, params[0].device
         agreed = verdict((count, count), finite, bool(batches), self._nothing_seen(), device, group)
         if agreed.dropped is not None:

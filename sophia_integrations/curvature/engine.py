@@ -162,14 +162,15 @@ class UnitEstimator:
                     self.add_unit(self._part(batches[batch], rows), key, total, counts=unit < len(chosen))
         total.count_batch(self._predictions_of(batches, chosen, total.predictions))
 
-    def _predictions_of(self, batches: list[MicroBatch], chosen: list[tuple[int, Tensor | None]], seen: int) -> int:
+    def _predictions_of(
+        self, batches: list[MicroBatch], chosen: list[tuple[int, Tensor | None]], seen: Tensor | int
+    ) -> Tensor | float:
         """The predictions of the accumulation window: those that had a gradient, where a witness counted them; else in
         proportion to those `seen` in the rows that were used."""
         sizes = [self.readout.num_rows(self.model, batch) or 1 for batch in batches]
         used = sum(sizes[batch] if rows is None else len(rows) for batch, rows in chosen)
-        heard = [batch.witness.counts if batch.witness is not None else None for batch in batches]
-        counts = (seen * n / max(used, 1) if c is None else int(c.sum()) for n, c in zip(sizes, heard, strict=True))
-        return round(sum(counts))
+        heard = [batch.witness.number if batch.witness is not None else None for batch in batches]
+        return sum(seen * n / max(used, 1) if c is None else c for n, c in zip(sizes, heard, strict=True))
 
     def _only_some_ranks_have_rows(self, batches: list[MicroBatch]) -> bool:
         """Whether shards keep the ranks from going on: one without rows has nothing to run the model with."""

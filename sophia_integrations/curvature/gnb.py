@@ -15,7 +15,8 @@ from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
 from .reduction import ArrivedTwice, DiagonalSum, world_size_of
 from .sampling import keyed_generator
 from .tap import MicroBatch
-from .witness import Heard
+from .transfer import known_to_be_zero
+from .witness import Heard, bring_home
 
 
 class GaussNewtonBartlett(UnitEstimator):
@@ -42,6 +43,7 @@ class GaussNewtonBartlett(UnitEstimator):
     hears_the_loss = True
 
     def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
+        bring_home([batch.witness for batch in batches if batch.witness is not None])
         self._check_scale([self.readout.ask(batch) for batch in batches])
         try:
             super()._add_units(batches, total, step)
@@ -55,10 +57,10 @@ class GaussNewtonBartlett(UnitEstimator):
 
         A count of micro-batches or processes, and a GradScaler's power of two, explain a factor.
         """
-        told = [h for h in heard if h is not None and h.weight is not None and h.counts is not None]
+        told = [h for h in heard if h is not None and h.weight is not None and h.number is not None]
         if self._told_scale or not told or len(told) < len(heard):
             return
-        scale = sum(h.weight * float(h.counts.sum()) for h in told)
+        scale = sum(h.weight * h.number for h in told)
         spread = len(heard) * world_size_of(self.process_group)
         if 0.01 / spread < scale < 10 * spread or _is_power_of_two(scale):
             return
@@ -75,7 +77,7 @@ class GaussNewtonBartlett(UnitEstimator):
                 loss, predictions, half = self._drawn_loss(batch, key)
             scale = scale if half else 1.0
             # Without predictions there is no backward, unless other ranks may wait for this one's gradients.
-            if total.sharded or (counts and predictions):
+            if total.sharded or (counts and not known_to_be_zero(predictions)):
                 early = self._squares_on_arrival and not (half or total.sharded)
                 with total.squared_on_arrival() if early else contextlib.nullcontext():
                     loss.backward(torch.full_like(loss, scale if counts else 0.0))
@@ -85,7 +87,7 @@ class GaussNewtonBartlett(UnitEstimator):
         total.add_squared_gradients(scale)
         total.count(predictions if counts else 0)
 
-    def _drawn_loss(self, batch: MicroBatch, key: tuple[int, ...]) -> tuple[Tensor, int, bool]:
+    def _drawn_loss(self, batch: MicroBatch, key: tuple[int, ...]) -> tuple[Tensor, Tensor | int, bool]:
         """The summed loss at labels drawn from the model, how many they are, and whether it ran in float16."""
         likelihood = self.readout.likelihood
         with self.autocast_of(batch):
@@ -97,7 +99,7 @@ class GaussNewtonBartlett(UnitEstimator):
         detached = tree_map(Tensor.detach, prediction)
         device = tree_leaves(detached)[0].device
         sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
-        predictions = int(likelihood.count(detached, sampled))
+        predictions = likelihood.count(detached, sampled)
         half = runs_in_float16(self.model, batch, prediction)
         return likelihood.nll_sum(prediction, sampled), predictions, half
 

@@ -94,7 +94,7 @@ class Hutchinson(UnitEstimator):
         return super().estimate(params, step, coordinates)
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
-        predictions = self.readout.count(self.model, batch)
+        predictions = int(self.readout.count(self.model, batch))  # the mean loss of none is not finite
         if predictions:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 for param, diagonal in self._scaled_diagonals(batch, key, total):

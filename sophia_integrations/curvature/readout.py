@@ -108,12 +108,12 @@ class Readout:
         """The labels with one entry per prediction; override it for a model that shifts them."""
         return labels
 
-    def count(self, model: nn.Module, batch: MicroBatch) -> int:
+    def count(self, model: nn.Module, batch: MicroBatch) -> Tensor | int:
         """N of the micro-batch from its labels, without a forward; its rows when it has no labels."""
         labels = self.labels(model, batch)
         if labels is None:
             return self.num_rows(model, batch) or 1
-        return int(self.likelihood.count(None, self.aligned(labels)))
+        return self.likelihood.count(None, self.aligned(labels))
 
     def logits(self, output: Any) -> Tensor:
         """The predictions in what the forward returned, as they are there.
@@ -186,7 +186,8 @@ class Readout:
             return None
         if heard.complaint is not None:
             raise ValueError(_ANOTHER_LOSS.format(heard.complaint))
-        batch.witness.class_dim, batch.witness.counts = heard.class_dim, heard.counts
+        batch.witness.class_dim = heard.class_dim
+        batch.witness.counts, batch.witness.number = heard.counts, heard.number
         return heard
 
     def _class_dim(self, logits: Tensor, labels: Tensor | None, witness: Witness | None) -> int:

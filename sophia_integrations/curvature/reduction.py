@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate, local
 from ..optim.sharding import is_distributed
+from .transfer import all_finite, numbers
 
 NO_COORDINATES: Mapping[Tensor, Coordinates] = MappingProxyType({})
 
@@ -46,7 +47,8 @@ class DiagonalSum:
         self.sharded = is_sharded(model)
         self.coordinates = coordinates
         self._group = group
-        self._predictions = self._batch_predictions = 0
+        self._predictions: Tensor | int = 0
+        self._batch_predictions: Tensor | float = 0
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
         for param in params:
             by_device[param.device].append(param)
@@ -73,23 +75,22 @@ class DiagonalSum:
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
         return int(most)
 
-    def count(self, predictions: int) -> None:
+    def count(self, predictions: Tensor | int) -> None:
         """Add to N."""
         self._predictions += predictions
 
     @property
-    def predictions(self) -> int:
-        """N on this rank."""
+    def predictions(self) -> Tensor | int:
+        """N on this rank; a 0-dim tensor where nobody has waited for it."""
         return self._predictions
 
-    def count_batch(self, predictions: int) -> None:
-        """Add to the predictions of this rank's training batch."""
+    def count_batch(self, predictions: Tensor | float) -> None:
+        """Add to the predictions of this rank's training batch, which are rounded in the end."""
         self._batch_predictions += predictions
 
     def gradients_are_finite(self) -> bool:
         """Whether every parameter's `.grad` is finite, on all ranks where a unit spans them."""
-        grads = [local(p.grad) for p in self._sums if p.grad is not None]
-        finite = all(bool(g.isfinite().all()) for g in grads)
+        finite = bool(all_finite([local(p.grad) for p in self._sums if p.grad is not None]))
         if self.sharded and is_distributed(self._group):
             agreed = torch.tensor(int(finite), device=self._flat[0].device)
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=self._group)
@@ -162,7 +163,7 @@ class DiagonalSum:
             captured: whether this rank had remembered a micro-batch.
             nothing_seen: the reason to give when no rank had.
         """
-        finite = all(bool(x.isfinite()) for f in self._flat if f.numel() for x in f.aminmax())
+        finite = all_finite(self._flat)
         device = self._flat[0].device if self._flat else torch.device("cpu")
         counts = (self._predictions, self._batch_predictions)
         agreed = verdict(counts, finite, captured, nothing_seen, device, self._group)
@@ -176,8 +177,8 @@ class DiagonalSum:
 
 
 def verdict(
-    counts: tuple[int, int],
-    finite: bool,
+    counts: tuple[Tensor | float, Tensor | float],
+    finite: Tensor | bool,
     captured: bool,
     nothing_seen: str,
     device: torch.device,
@@ -193,12 +194,13 @@ def verdict(
         device: where the ranks' messages lie.
         group: the ranks.
     """
-    predictions, in_batch = counts
+    said = [*counts, ~finite if isinstance(finite, Tensor) else not finite, captured]
     if is_distributed(group):
-        agreed = torch.tensor([*counts, not finite, captured], dtype=torch.float64, device=device)
+        agreed = torch.stack([_number_on(device, x) for x in said])
         dist.all_reduce(agreed, group=group)
-        predictions, in_batch, bad_ranks, captured_ranks = (int(x) for x in agreed.tolist())
-        finite, captured = bad_ranks == 0, captured_ranks > 0
+        said = agreed.tolist()
+    predictions, in_batch, bad_ranks, captured_ranks = (round(x) for x in numbers(said))
+    finite, captured = bad_ranks == 0, captured_ranks > 0
     if not captured:
         return Estimate(None, dropped=nothing_seen, captured=False)
     if not finite:
@@ -206,6 +208,12 @@ def verdict(
     if predictions == 0:
         return Estimate(None, dropped="every label of the batch is masked")
     return Estimate(None, predictions, batch_predictions=in_batch)
+
+
+def _number_on(device: torch.device, value: Tensor | float) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    return torch.full((), value, dtype=torch.float64, device=device)
 
 
 def is_sharded(model: nn.Module) -> bool:

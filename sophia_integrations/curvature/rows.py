@@ -48,7 +48,7 @@ def part_of_witness(batch: MicroBatch, index: Tensor, dim: int, size: int) -> An
 def select(leaf: Any, index: Tensor, dim: int, size: int) -> Any:
     """The rows `index` of a tensor that has `size` of them; anything else as it is."""
     if isinstance(leaf, Tensor) and leaf.ndim > 0 and _length(leaf, dim) == size:
-        return leaf.index_select(_dim(leaf, dim), index.to(leaf.device))
+        return leaf.index_select(_dim(leaf, dim), index.to(leaf.device, non_blocking=True))
     return leaf
 
 

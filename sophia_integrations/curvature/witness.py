@@ -19,6 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .proportion import fit, ragged_by
+from .transfer import on_host
 
 SAMPLED_ROWS, SAMPLED_ELEMENTS = 48, 1 << 20
 """Whole rows of logits kept until the backward pass: at most so many, and so many numbers."""
@@ -41,9 +45,6 @@ OTHER_FORM = 0.1
 MANY_CLASSES, CLASSES_OF_SMOOTHED, MANY_ROWS = 6, 32, 8
 """A row has enough numbers to tell its weight, and to do so with a smoothed label; rows that make a rule."""
 
-MEDIAN_OVER = 1024
-"""Classes that a median looks at."""
-
 MEMORISED = 0.05
 """A row whose label has a probability this close to 1 sends little but rounding errors, and tells nothing."""
 
@@ -56,12 +57,14 @@ class Heard:
         class_dim: the dimension of the classes; None where there are no logits.
         counts: bool, the shape of the logits without it: the rows that have a gradient; None where float16 may have
             lost some.
+        number: how many count; None where `counts` is.
         weight: of a row, where one could be measured.
         complaint: why it is no softmax likelihood with equal weights, as half a sentence; None when nothing is wrong.
     """
 
     class_dim: int | None
     counts: Tensor | None
+    number: int | None = None
     weight: float | None = None
     complaint: str | None = None
 
@@ -73,13 +76,14 @@ class Witness:
     Attributes:
         shape: of the predictions of the whole forward; None for a fused head, which has none.
         share: rows of a part of it, over all its rows; 1 for the whole.
-        counts, class_dim: what was learned, once it was asked; of the part's rows.
+        counts, class_dim, number: what was learned, once it was asked; of the part's rows, but not the number.
     """
 
     shape: torch.Size | None
     share: tuple[int, int] = (1, 1)
     counts: Tensor | None = None
     class_dim: int | None = None
+    number: int | None = None
     _kept: dict[int, tuple[tuple[Tensor, ...], Tensor]] = field(default_factory=dict)
     _read: dict[int, _Reading] = field(default_factory=dict)
     _weights: Tensor | None = None
@@ -90,7 +94,7 @@ class Witness:
         """The witness of the rows `index`, of `size` in dimension `dim`: how many they are, and which count."""
         part = Witness(self.shape, (len(index), size), class_dim=self.class_dim)
         if self.counts is not None:
-            part.counts = _part(self.counts, index.to(self.counts.device), dim, size)
+            part.counts = _part(self.counts, index.to(self.counts.device, non_blocking=True), dim, size)
         return part
 
     @property
@@ -120,18 +124,34 @@ class Witness:
         dim = min(self._read, key=lambda dim: float(self._read[dim].off_balance))
         reading = self._read[dim]
         # Float16 may have lost a small gradient, and a row of zeros would no longer say that the row does not count.
-        counts = None if self._dtype == torch.float16 else reading.counts
-        return Heard(dim, counts, *reading.judge(self._tolerance))
+        lost = self._dtype == torch.float16
+        told = (None, None) if lost else (reading.counts, int(reading.number))
+        return Heard(dim, *told, *reading.judge(self._tolerance))
 
     def _heard_weights(self) -> Heard | None:
         weights = self._weights[self._weights != 0].float()
         if self._calls != 1 or not len(weights) or not bool(weights.isfinite().all()):
             return None
-        return Heard(None, None, _median(weights), _unequal(weights, torch.zeros_like(weights), self._tolerance))
+        return Heard(None, None, None, _median(weights), _unequal(weights, torch.zeros_like(weights), self._tolerance))
 
     @property
     def _tolerance(self) -> float:
         return WEIGHT_TOLERANCE_IN_HALF if self._dtype in (torch.bfloat16, torch.float16) else WEIGHT_TOLERANCE
+
+
+def bring_home(witnesses: Sequence[Witness]) -> None:
+    """Let the host have what all of them have read, but for the masks of the rows, by one transfer."""
+    readings = [(witness, dim) for witness in witnesses for dim in witness._read]
+    weighed = [witness for witness in witnesses if witness._weights is not None]
+    leaves, structure = tree_flatten([vars(w._read[dim]) | {"counts": None} for w, dim in readings])
+    sent = [x for x in leaves if isinstance(x, Tensor)]
+    arrived = on_host(sent + [witness._weights for witness in weighed])
+    for witness, weights in zip(weighed, arrived[len(sent) :], strict=True):
+        witness._weights = weights
+    there = iter(arrived)
+    told = tree_unflatten([next(there) if isinstance(x, Tensor) else x for x in leaves], structure)
+    for (witness, dim), fields in zip(readings, told, strict=True):
+        witness._read[dim] = _Reading(**fields | {"counts": witness._read[dim].counts})
 
 
 @dataclass(frozen=True)
@@ -139,7 +159,7 @@ class _Reading:
     """The gradient along one dimension that may be that of the classes, reduced; all on its device.
 
     Attributes:
-        counts: bool [rows], whether the row has a gradient.
+        counts, number: bool [rows], whether the row has a gradient; and how many have.
         finite: 0-dim, whether all of it is finite.
         off_balance: 0-dim, |Σ over classes| beside Σ |entries|, over all rows; 0 without any gradient.
         classes: how many there are.
@@ -152,6 +172,7 @@ class _Reading:
     """
 
     counts: Tensor
+    number: Tensor
     finite: Tensor
     off_balance: Tensor
     classes: int
@@ -174,10 +195,13 @@ class _Reading:
         one_label = (g < 0).sum(-1) == 1
         p = p.where(g != 0, 0)  # an entry may have come to nothing in half precision
         off_balance = total.norm() / size.norm().clamp_min(torch.finfo(torch.float32).tiny)
-        ragged = torch.zeros_like(telling, dtype=wide) if gradient.dtype == torch.float16 else _ragged(p, g, label)
-        fits = _fit(p, g, label, False), _fit(p, g, label, True)
+        ragged = torch.zeros_like(telling, dtype=wide) if gradient.dtype == torch.float16 else ragged_by(p, g, label)
+        fits = fit(p, g, label, False), fit(p, g, label, True)
         finite = total.isfinite().all()
-        return cls(size > 0, finite, off_balance, p.shape[-1], telling, one_label, label[:, 0], ragged, *fits)
+        counts = size > 0
+        return cls(
+            counts, counts.sum(), finite, off_balance, p.shape[-1], telling, one_label, label[:, 0], ragged, *fits
+        )
 
     def judge(self, tolerance: float) -> tuple[float | None, str | None]:
         """The weight of a row, and the complaint."""
@@ -211,41 +235,6 @@ class _Reading:
         if len(each) < 2 or any(len(w) < 2 or bool((o > EXACT).any()) or _unequal(w, o, EXACT) for w, o in each):
             return None, None
         return _median(weights), _unequal(weights, off, tolerance)
-
-
-def _ragged(p: Tensor, g: Tensor, label: Tensor) -> Tensor:
-    """[rows] the median of |g / (m p) − 1| over the entries beside the label, with m the median of g / p.
-
-    A mixture of two targets leaves most entries alone.
-    """
-    beside = torch.ones_like(p, dtype=torch.bool).scatter(-1, label, False) & (g != 0)
-    ratio = (g / p).where(beside, torch.nan)[:, :MEDIAN_OVER]
-    return (ratio / ratio.nanmedian(-1, keepdim=True).values - 1).abs().nanmedian(-1).values.nan_to_num(0)
-
-
-def _fit(p: Tensor, g: Tensor, label: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
-    """[rows] w that brings w · p (+ constant) closest to g beside the label, and how far it stays from it.
-
-    What a row does not sum to 0 by is the part of w that a penalty on the log-sum-exp of the logits has added. The
-    largest p rules the fit; so the others must have the same w, or the row is taken to be as far off as theirs.
-    """
-    weights, off = _line(p, g, label, shifted)
-    if p.shape[-1] > 2:
-        largest = p.scatter(-1, label, -1).argmax(-1, keepdim=True)
-        rest, rest_off = _line(p, g, torch.cat([label, largest], -1), shifted)
-        off = torch.stack([off, rest_off, (rest / weights - 1).abs().nan_to_num(torch.inf)]).amax(0)
-    return weights - g.sum(-1), off
-
-
-def _line(p: Tensor, g: Tensor, without: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
-    """[rows] slope of g over p, and the error relative to g, without the entries `without` [rows, k]."""
-    p, g = p.scatter(-1, without, 0), g.scatter(-1, without, 0)
-    if shifted:
-        number = max(p.shape[-1] - without.shape[-1], 1)
-        p, g = ((x - x.sum(-1, keepdim=True) / number).scatter(-1, without, 0) for x in (p, g))
-    tiny = torch.finfo(p.dtype).tiny
-    slope = (p * g).sum(-1) / p.square().sum(-1).clamp_min(tiny)
-    return slope, (g - slope[:, None] * p).norm(dim=-1) / g.norm(dim=-1).clamp_min(tiny)
 
 
 def listen(predictions: Tensor, class_dims: Sequence[int], counts: Tensor | None, seed: int) -> Witness | None:
@@ -282,7 +271,9 @@ def _choose_rows(logits: Tensor, counts: Tensor | None, seed: int) -> tuple[Tens
     """Indices of the rows to keep whole, of logits [..., classes]; the same seed chooses the same rows."""
     shape = logits.shape[:-1]
     number = min(shape.numel(), SAMPLED_ROWS, max(16, SAMPLED_ELEMENTS // max(logits.shape[-1], 1)))
-    score = torch.rand(shape.numel(), generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    score = torch.rand(shape.numel(), generator=torch.Generator().manual_seed(seed)).to(
+        logits.device, non_blocking=True
+    )
     if counts is not None and counts.numel() == shape.numel():
         score = score + counts.flatten().to(score.device)
     return torch.unravel_index(score.topk(number).indices, shape)

@@ -13,7 +13,7 @@ from .integration import find_sophia
 
 
 class SophiaCallback(TrainerCallback):
-    """Logs `sophia/win_rate`, `sophia/hessian_norm` and `sophia/hessian_time_fraction` beside the training loss.
+    """Logs the figures of `optim.LogFigures.flush`, such as `sophia/win_rate`, beside the training loss.
 
     Registration adds it to every Trainer; without a Sophia optimizer it does nothing, and added a second time by
     hand it logs once. The time fraction is the share of wall-clock time since the last log that this process spent

@@ -30,9 +30,7 @@ class SophiaCallback(Callback):
     (logits, targets); the one transformers model in the module. An optimizer that was given an estimator keeps it.
     `SophiaG` gets `GaussNewtonBartlett`, `SophiaH` gets `Hutchinson`.
 
-    Logs `sophia/win_rate` (progress bar), `sophia/hessian_norm` and `sophia/hessian_time_fraction`, the share of
-    wall-clock time since the last log that this process spent in Hessian passes, every `log_every_n_steps`. Once an
-    estimate has been dropped, `sophia/hessian_skipped` counts them.
+    Logs the figures of `optim.LogFigures.flush` every `log_every_n_steps`, `sophia/win_rate` in the progress bar too.
 
     Args:
         model: the submodule that `training_step` calls to get the predictions, or its dotted name.

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .eigenvectors import full_float32, refresh
 from .gradients import usable_gradient
 from .state import Groups, States, sophia_members, state_dtype, state_of
 
@@ -24,11 +24,12 @@ SHORTEST_CAP, ASPECT = 128, 4
 """A piece of the longer side is at most `ASPECT` times the shorter one, which bounds the state of LoRA's thin matrices;
 up to `SHORTEST_CAP` no side is cut but by the caller's own cap."""
 
+CPU_BATCH, DEVICE_BATCH = 1 << 18, 1 << 24
+"""Elements that one product takes at most, unless a single parameter has more: many small matrices fill a device, and
+the temporaries stay small beside a model's parameters."""
+
 _LARGEST = 2.0**50
 """Larger gradients are scaled down to it for the factors, whose float32 their squares would not fit into."""
-
-_DAMPING = 1e-6
-"""Share of a factor's trace added to its diagonal: directions without gradient keep their eigenvectors."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Layout:
     def floats(self) -> int:
         """Numbers that factors and eigenvectors take."""
         return 2 * self.matrices * (self.rows * self.left + self.columns * self.right)
+
+    def of(self, parameters: int) -> Layout:
+        """The layout of several parameters with this one, one behind the other."""
+        return replace(self, matrices=self.matrices * parameters)
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """The shape of each state tensor."""
@@ -120,132 +125,142 @@ class Basis:
     """The eigenbasis of one parameter, as views of its optimizer state."""
 
     def __init__(self, layout: Layout, state: dict[str, Tensor]) -> None:
-        self.layout, self._state = layout, state
+        self.layout, self.state = layout, state
 
     def into(self, x: Tensor) -> Tensor:
         """Q_Lᵀ x Q_R, in the shape of `x`."""
-        left, right = self._state.get("left_basis"), self._state.get("right_basis")
-        return self._applied(x, None if left is None else left.mT, None if right is None else right.mT)
+        return into([self], [x])[0]
 
     def out_of(self, x: Tensor) -> Tensor:
         """Q_L x Q_Rᵀ, in the shape of `x`."""
-        return self._applied(x, self._state.get("left_basis"), self._state.get("right_basis"))
-
-    def average(self, gradient: Tensor, beta: float) -> None:
-        """Let the factors follow: F ← β F + (1 − β) G·Gᵀ; the first gradient counts whole."""
-        gradient = gradient * (_LARGEST / torch.linalg.vector_norm(gradient, math.inf).clamp_min(_LARGEST))
-        with _full_float32():
-            for name, product in self.layout.products(gradient).items():
-                factor = self._state.get(name)
-                if factor is None:
-                    self._state[name] = product
-                else:
-                    factor.lerp_(product, 1 - beta)
+        return out_of([self], [x])[0]
 
     def sides(self) -> list[tuple[dict[str, Tensor], str]]:
         """(state, "left" or "right") of every side that is rotated."""
-        return [(self._state, side) for side in ("left", "right") if f"{side}_factor" in self._state]
+        return [(self.state, side) for side in ("left", "right") if f"{side}_factor" in self.state]
 
     @property
     def is_known(self) -> bool:
         """Whether the first gradient has come."""
-        return "left_basis" in self._state or "right_basis" in self._state
-
-    def carry_hessian(self, turned: dict[int, dict[str, Tensor]]) -> None:
-        """Bring h of the old basis into the new: Σ_j P_ij² h_j, what a matrix diagonal there has on its diagonal here.
-
-        Args:
-            turned: what `refresh` returned, P = Q_newᵀ Q_old of each side.
-        """
-        overlaps = turned.get(id(self._state))
-        if overlaps:
-            left, right = (None if p is None else p.square() for p in (overlaps.get("left"), overlaps.get("right")))
-            self._state["hessian"] = self._applied(self._state["hessian"], left, right)
-
-    def _applied(self, x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-        return self.layout.apply(x, left, right).view(x.shape)
+        return "left_basis" in self.state or "right_basis" in self.state
 
 
-def refresh(
-    sides: Iterable[tuple[dict[str, Tensor], str]], agree: Callable[[Tensor], object] = lambda vectors: None
-) -> dict[int, dict[str, Tensor]]:
-    """Turn the eigenvectors of many sides towards those of their factors; sides of one length go in one batch.
+def into(bases: Sequence[Basis], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Q_Lᵀ x Q_R of each, in the shape of `x`; those of one layout by one product."""
+    return _products(bases, xs, transposed=True)
 
-    A side without eigenvectors gets its factor's own. The others make one power iteration in the order of their
-    eigenvalues, and are made orthonormal.
+
+def out_of(bases: Sequence[Basis], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Q_L x Q_Rᵀ of each, in the shape of `x`; those of one layout by one product."""
+    return _products(bases, xs, transposed=False)
+
+
+def average(bases: Sequence[Basis], gradients: Sequence[Tensor], beta: float) -> None:
+    """Let the factors follow: F ← β F + (1 − β) G·Gᵀ; the first gradient counts whole, and what is not finite as 0."""
+    for members in _batches(bases, gradients, "factor"):
+        states = [bases[i].state for i in members]
+        layout = bases[members[0]].layout.of(len(members))
+        gradient = _stack([gradients[i].to(state_dtype(gradients[i])) for i in members])
+        _, gradient = usable_gradient(gradient, gradient.dtype, False)
+        gradient = gradient.reshape(len(members), -1)
+        largest = torch.linalg.vector_norm(gradient, math.inf, dim=1, keepdim=True)
+        with full_float32():
+            products = layout.products(gradient * (_LARGEST / largest.clamp_min(_LARGEST)))
+        for name, product in products.items():
+            if name in states[0]:
+                _held_together(states, name).lerp_(product, 1 - beta)
+            else:
+                _hold(states, name, product)
+
+
+def carry_hessian(bases: Sequence[Basis], turned: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Bring h of the old basis into the new: Σ_j P_ij² h_j, what a matrix diagonal there has on its diagonal here.
 
     Args:
-        sides: as `Basis.sides` gives them.
-        agree: called with the new eigenvectors of each batch, which it may replace in place by another rank's.
-
-    Returns:
-        P = Q_newᵀ Q_old by `id` of the state and side, for the sides that had eigenvectors.
+        turned: what `refresh` returned, P = Q_newᵀ Q_old of each side.
     """
-    batches: dict[tuple, list[tuple[dict[str, Tensor], str]]] = defaultdict(list)
-    for state, side in sides:
-        factor = state[f"{side}_factor"]
-        batches[factor.shape[-1], factor.device, factor.dtype, f"{side}_basis" in state].append((state, side))
-    turned: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for (*_, known), members in batches.items():
-        factors = _damped(torch.cat([state[f"{side}_factor"] for state, side in members]))
-        old = torch.cat([state[f"{side}_basis"] for state, side in members]) if known else None
-        with _full_float32():
-            new = _eigenvectors(factors) if old is None else _power_iteration(factors, old)
-            agree(new)
-            overlaps = None if old is None else torch.bmm(new.mT, old)
-        sizes = [state[f"{side}_factor"].shape[0] for state, side in members]
-        for i, ((state, side), part) in enumerate(zip(members, new.split(sizes), strict=True)):
-            state[f"{side}_basis"] = part.clone()
-            if overlaps is not None:
-                turned[id(state)][side] = overlaps.split(sizes)[i]
-    return turned
+    bases = [basis for basis in bases if id(basis.state) in turned]
+    hessians = [basis.state["hessian"] for basis in bases]
+    for members in _batches(bases, hessians, "basis"):
+        overlaps = [turned[id(bases[i].state)] for i in members]
+        left, right = (
+            torch.cat([o[side] for o in overlaps]).square() if side in overlaps[0] else None
+            for side in ("left", "right")
+        )
+        carried = bases[members[0]].layout.of(len(members)).apply(_stack([hessians[i] for i in members]), left, right)
+        for i, h in zip(members, carried.view(len(members), -1), strict=True):
+            hessians[i].copy_(h.view(hessians[i].shape))
 
 
-def _damped(factors: Tensor) -> Tensor:
-    """The factors over their trace, with `_DAMPING` on the diagonal; a factor of zeros becomes a multiple of I."""
-    trace = factors.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    scaled = torch.where(trace > 0, factors / trace.clamp_min(torch.finfo(factors.dtype).tiny), 0)
-    return scaled + _DAMPING * torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+def _products(bases: Sequence[Basis], xs: Sequence[Tensor], transposed: bool) -> list[Tensor]:
+    found: list[Tensor] = list(xs)
+    for members in _batches(bases, xs, "basis"):
+        states, layout = [bases[i].state for i in members], bases[members[0]].layout
+        sides = (_held_together(states, f"{side}_basis") for side in ("left", "right"))
+        left, right = (q if q is None or not transposed else q.mT for q in sides)
+        x = layout.of(len(members)).apply(_stack([xs[i] for i in members]), left, right)
+        for i, part in zip(members, x.view(len(members), -1), strict=True):
+            found[i] = part.view(xs[i].shape)
+    return found
 
 
-def _eigenvectors(factors: Tensor) -> Tensor:
-    """[batch, n, n], columns from the largest eigenvalue to the smallest."""
-    return torch.linalg.eigh(factors)[1].flip(2).contiguous()
+def _batches(bases: Sequence[Basis], xs: Sequence[Tensor], what: str) -> list[list[int]]:
+    """Which of them go into one product: equal layouts, as long as their stack stays short of `BATCH` elements.
+
+    Args:
+        what: of the state that is used, so that a parameter without it is not put beside one that has it.
+    """
+    batches: list[list[int]] = []
+    latest: dict[tuple, list[int]] = {}
+    for i, (basis, x) in enumerate(zip(bases, xs, strict=True)):
+        known = tuple(f"{side}_{what}" in basis.state for side in ("left", "right"))
+        key = (basis.layout, x.device, x.dtype, known)
+        members = latest.get(key)
+        if members is None or (len(members) + 1) * x.numel() > _batch_elements(x):
+            members = latest[key] = []
+            batches.append(members)
+        members.append(i)
+    return batches
 
 
-def _power_iteration(factors: Tensor, vectors: Tensor) -> Tensor:
-    """Q ← orthonormalised F·Q, columns sorted by their Rayleigh quotients first."""
-    images = torch.bmm(factors, vectors)
-    order = (vectors * images).sum(1).argsort(dim=1, descending=True)
-    images = images.gather(2, order[:, None, :].expand_as(images))
-    vectors = _cholesky_orthonormal(images)
-    eye = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
-    failed = ~((torch.bmm(vectors.mT, vectors) - eye).abs().amax((1, 2)) < 1e-4)  # True for NaN as well
-    if bool(failed.any()):
-        vectors[failed] = torch.linalg.qr(images[failed])[0]
-    return vectors
+def _batch_elements(x: Tensor) -> int:
+    return CPU_BATCH if x.device.type == "cpu" else DEVICE_BATCH
 
 
-def _cholesky_orthonormal(vectors: Tensor) -> Tensor:
-    """Gram-Schmidt by Cholesky, twice; without meaning where the columns are nearly dependent."""
-    for _ in range(2):
-        vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        triangle, _ = torch.linalg.cholesky_ex(torch.bmm(vectors.mT, vectors))
-        vectors = torch.linalg.solve_triangular(triangle, vectors.mT, upper=False).mT
-    return vectors.contiguous()
+def _stack(xs: list[Tensor]) -> Tensor:
+    """The elements of all of them in their order; of one alone without a copy."""
+    return xs[0] if len(xs) == 1 else torch.stack([x.reshape(-1) for x in xs])
 
 
-class _full_float32:
-    """No TF32 inside: it destroys the small eigenvalues."""
+def _hold(states: Sequence[dict[str, Tensor]], name: str, together: Tensor) -> None:
+    """Let each state have its part of `together` under `name`."""
+    for state, part in zip(states, together.tensor_split(len(states)), strict=True):
+        state[name] = part
 
-    def __enter__(self) -> None:
-        matmul = torch.backends.cuda.matmul  # since torch 2.9 allow_tf32 cannot be read once fp32_precision was set
-        self._name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-        self._before = getattr(matmul, self._name)
-        setattr(matmul, self._name, exact)
 
-    def __exit__(self, *_: object) -> None:
-        setattr(torch.backends.cuda.matmul, self._name, self._before)
+def _held_together(states: Sequence[dict[str, Tensor]], name: str) -> Tensor | None:
+    """One tensor whose parts the states have under `name`, which are moved there at first; None if they have none.
+
+    So that a step multiplies with the eigenvectors of many parameters where they lie, without a copy.
+    """
+    if name not in states[0]:
+        return None
+    parts = [state[name] for state in states]
+    if len(parts) == 1:
+        return parts[0]
+    whole = parts[0]._base
+    if not _are_the_parts_of(whole, parts):
+        whole = torch.cat(parts)
+        _hold(states, name, whole)
+    return whole.view(-1, *parts[0].shape[1:])
+
+
+def _are_the_parts_of(whole: Tensor | None, parts: Sequence[Tensor]) -> bool:
+    if whole is None or any(part._base is not whole for part in parts):
+        return False
+    starts = [part.storage_offset() for part in parts]
+    expected = range(whole.storage_offset(), whole.storage_offset() + whole.numel(), parts[0].numel())
+    return whole.is_contiguous() and starts == list(expected)
 
 
 def asked_layout(param: Tensor, group: Mapping[str, Any]) -> Layout | None:
@@ -280,15 +295,15 @@ def known_bases(groups: Groups, states: States) -> dict[Tensor, Basis]:
 def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]) -> None:
     """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
     due: list[Basis] = []
-    for param, group in sophia_members(groups):
-        layout = basis_layout(param, group) if param.grad is not None else None
-        if layout is None:
+    for group in groups:
+        if group["update"] != "sophia":
             continue
-        basis = Basis(layout, state_of(states, param))
-        basis.average(usable_gradient(param.grad, state_dtype(param), False)[1], group["basis_beta"])
+        with_gradient = [p for p in group["params"] if p.grad is not None]
+        layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}
+        bases = [Basis(layout, state_of(states, p)) for p, layout in layouts.items()]
+        average(bases, [p.grad for p in layouts], group["basis_beta"])
         step = group["step"]
-        if step % group["basis_interval"] == 0 or step < group["basis_warmup"] or not basis.is_known:
-            due.append(basis)
+        all_are_due = step % group["basis_interval"] == 0 or step < group["basis_warmup"]
+        due += [basis for basis in bases if all_are_due or not basis.is_known]
     turned = refresh([side for basis in due for side in basis.sides()], agree)
-    for basis in due:
-        basis.carry_hessian(turned)
+    carry_hessian(due, turned)

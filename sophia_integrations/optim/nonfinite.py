@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from .checks import warn_caller
+from .later import Later
 from .statistics import total
 
 
 class NonFiniteGradients:
-    """The count on each device; reading it waits for the device."""
+    """The count on each device; only `total` may be waited for."""
 
     def __init__(self) -> None:
         self._counts: dict[torch.device, Tensor] = {}
+        self._asked: dict[torch.device, Later] = {}
         self._warned = False
 
     def add(self, count: Tensor) -> None:
@@ -26,11 +28,22 @@ class NonFiniteGradients:
         return total(list(self._counts.values()))
 
     def warn(self, step: int, wait: bool) -> None:
-        """Warn by step `step`; with `wait` also about devices that have to be waited for."""
+        """Warn by step `step` of what is known by then.
+
+        Args:
+            wait: whether to ask the devices as well, whose answer comes with a later step.
+        """
+        if self._warned:
+            return
         for device, count in self._counts.items():
-            if not self._warned and (device.type == "cpu" or wait) and count > 0:
-                self._warned = True
-                warn_caller(
-                    f"{int(count)} gradient coordinates were not finite by step {step}; Sophia left those parameters "
-                    "as they were. stats()['nonfinite_gradients'] keeps count."
-                )
+            if device not in self._asked and (wait or device.type == "cpu"):
+                self._asked[device] = Later(count)
+        come = [device for device, later in self._asked.items() if later.has_come]
+        count = sum(int(self._asked.pop(device).read()) for device in come)
+        if count > 0:
+            self._warned = True
+            self._asked.clear()
+            warn_caller(
+                f"{count} gradient coordinates were not finite by step {step}; Sophia left those parameters as they "
+                "were. stats()['nonfinite_gradients'] keeps count."
+            )

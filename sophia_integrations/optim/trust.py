@@ -49,7 +49,18 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
     x = x.abs().mul_(rule.momentum_scale / rule.hessian_scale).div_(hessian)
     bins = x.log2_().sub_(LOWEST).mul_(BINS_PER_OCTAVE).clamp_(0, BINS - 1)
     bins = torch.where((hessian > 0) & ~bins.isnan(), bins, BINS).long().reshape(-1)
-    return torch.bincount(bins, minlength=BINS + 1)[:BINS]  # unlike torch.histc deterministic on a GPU
+    return (_bin_counts if bins.device.type == "cpu" else _bin_counts_on_device)(bins)[:BINS]
+
+
+def _bin_counts(bins: Tensor) -> Tensor:
+    """How many of `bins` are 0, 1, …, BINS; unlike torch.histc the same every time on a GPU."""
+    return torch.bincount(bins, minlength=BINS + 1)
+
+
+def _bin_counts_on_device(bins: Tensor) -> Tensor:
+    """The same where torch.bincount would wait for the largest of them."""
+    counts = torch.zeros(BINS + 1, dtype=torch.int64, device=bins.device)
+    return counts.index_add_(0, bins, counts.new_ones(1).expand(len(bins)))
 
 
 def quantile_of(histogram: Tensor, share: float) -> float | None:

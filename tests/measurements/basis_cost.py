@@ -22,7 +22,8 @@ from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from sophia_integrations import SophiaG, param_groups
-from sophia_integrations.optim.basis import Basis, Layout, layout_of, refresh
+from sophia_integrations.optim.basis import Basis, Layout, average, carry_hessian, layout_of
+from sophia_integrations.optim.eigenvectors import refresh
 
 BLOCKS, WIDTH, LENGTH, PARAMETERS = 12, 768, 1024, 124_439_808
 MATRICES = {"attn.c_attn": (768, 2304), "attn.c_proj": (768, 768), "mlp.c_fc": (768, 3072), "mlp.c_proj": (3072, 768)}
@@ -52,15 +53,15 @@ def matrix_seconds(layout: Layout) -> dict[str, float]:
     gradient = torch.randn(rows, columns) * torch.linspace(1, 0.01, columns)
     state: dict[str, Tensor] = {"hessian": torch.rand(rows, columns)}
     basis = Basis(layout, state)
-    basis.average(gradient, 0.95)
+    average([basis], [gradient], 0.95)
     started = time.process_time()
     refresh(basis.sides())
     first = time.process_time() - started
     return {
         "rotate in": median_seconds(lambda: basis.into(gradient), 5),
         "rotate out": median_seconds(lambda: basis.out_of(gradient), 5),
-        "factors": median_seconds(lambda: basis.average(gradient, 0.95), 5),
-        "refresh": median_seconds(lambda: basis.carry_hessian(refresh(basis.sides())), 3),
+        "factors": median_seconds(lambda: average([basis], [gradient], 0.95), 5),
+        "refresh": median_seconds(lambda: carry_hessian([basis], refresh(basis.sides())), 3),
         "first": first,
     }
 

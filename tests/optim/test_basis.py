@@ -249,9 +249,9 @@ def test_autocast_around_the_step_changes_nothing():
 def test_with_the_weights_own_basis_it_is_sophia_bit_for_bit(nesterov, dtype, monkeypatch):
     """Diagonal factors have the coordinate axes as eigenvectors, up to their order: here they are made I."""
     monkeypatch.setattr(
-        "sophia_integrations.optim.basis._eigenvectors", lambda f: torch.eye(f.shape[-1]).to(f).expand_as(f)
+        "sophia_integrations.optim.eigenvectors._eigenvectors", lambda f: torch.eye(f.shape[-1]).to(f).expand_as(f)
     )
-    monkeypatch.setattr("sophia_integrations.optim.basis._power_iteration", lambda f, q: q.clone())
+    monkeypatch.setattr("sophia_integrations.optim.eigenvectors._power_iteration", lambda f, q: q.clone())
 
     def run(basis):
         options = {**OPTIONS, "rho": "auto", "basis": basis, "nesterov": nesterov, "bias_correction": True}
