@@ -31,6 +31,7 @@ def test_it_holds_one_package_with_every_recipe(wheel: Path) -> None:
     recipes = {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
     assert recipes and {f"{LIBRARY}{name}" for name in recipes} <= set(names)
     assert f"{LIBRARY}schema-hf.json" in names
+    assert "sophia_integrations/optim/native_step.c" in names
     assert not [name for name in names if name.startswith(LIBRARY) and name.endswith(".py")]
 
 

@@ -106,7 +106,7 @@ def _update_tensor(
         _update_chunk(theta, g, m, h, *scratch, rule=rule, counts=counts, counting=counting)
 
 
-def _memory_order(tensor: Tensor) -> list[int]:
+def memory_order(tensor: Tensor) -> list[int]:
     """The dimensions from slowest to fastest, so that a dense `channels_last` tensor is seen as contiguous."""
     return sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
 
@@ -120,7 +120,7 @@ def _flat_view(tensor: Tensor, order: list[int]) -> Tensor | None:
 
 
 def _flat_views(*tensors: Tensor) -> list[Tensor] | None:
-    order = _memory_order(tensors[0])
+    order = memory_order(tensors[0])
     views = [_flat_view(t, order) for t in tensors]
     return None if any(v is None for v in views) else views
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .functional import Rule, memory_order
+from .eager import memory_order
+from .rule import Rule
 
 try:
     import triton

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sophia_integrations import SophiaG
-from sophia_integrations.optim import triton_step
-from sophia_integrations.optim.functional import Rule, sophia_update
+from sophia_integrations.optim import Rule, sophia_update, triton_step
 
 TESTS = ("test_triton_step.py", "test_basis_batches.py", "../test_synchronisation.py", "test_on_device.py")
 RULE = dict(lr=1e-3, beta1=0.965, rho=0.05, eps=1e-12, weight_decay=0.1)
@@ -155,7 +154,7 @@ def part_step(bench: Bench) -> None:
             runs = {
                 "adamw fused": adamw.step,
                 "SophiaG": sophia.step,
-                "eager": lambda t=tensors: [sophia_update(*x, rule) for x in zip(*t, strict=True)],
+                "eager": lambda t=tensors: sophia_update(*t, rule, fused=False),
             }
             if triton_step.available():
                 runs["triton"] = lambda t=tensors: triton_step.update(*t, rule, False)
