@@ -49,7 +49,7 @@ class UnitEstimator:
         self,
         model: nn.Module,
         *,
-        fraction: float = 0.25,
+        fraction: float = 0.0625,
         units: int = 8,
         seed: int = 0,
         readout: Readout | None = None,

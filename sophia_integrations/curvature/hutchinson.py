@@ -70,7 +70,7 @@ class Hutchinson(UnitEstimator):
         probe: Literal["rademacher", "gaussian"] = "rademacher",
         probes: int = 1,
         loss: LossFunction | None = None,
-        fraction: float = 0.25,
+        fraction: float = 0.0625,
         units: int = 8,
         seed: int = 0,
         readout: Readout | None = None,

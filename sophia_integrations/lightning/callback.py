@@ -48,7 +48,7 @@ class SophiaCallback(Callback):
         self,
         model: str | nn.Module | None = None,
         readout: Readout | None = None,
-        fraction: float = 0.25,
+        fraction: float = 0.0625,
         units: int = 8,
         seed: int = 0,
     ) -> None:

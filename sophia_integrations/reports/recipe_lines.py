@@ -41,7 +41,7 @@ _LIGHTNING: dict[str, tuple[str, ...]] = {
     "hessian_interval": (*_OPTIMIZER, "hessian_interval"),
     **{name: (*_GROUPS, name) for name in ("rho", "eps", "noise_floor", "unclipped")},
 }
-_DEFAULTS: dict[str, Any] = {"fraction": 0.25, "units": 8, "hessian_interval": 10}
+_DEFAULTS: dict[str, Any] = {"fraction": 0.0625, "units": 8, "hessian_interval": 10}
 """Of both frameworks; `rho` and `eps` depend on the optimizer."""
 
 
