@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,7 +30,9 @@ def construct(raw: dict[str, Any], draft: Draft) -> None:
     """Adds to `draft` what the constructors refuse, section by section where the section has no problem so far."""
     training, model = raw.get("training"), raw.get("model")
     if isinstance(training, dict) and not draft.has_problem(("training",)):
-        _construct_training(training, draft)
+        from transformers import TrainingArguments
+
+        _tried(lambda: TrainingArguments(output_dir="unused", **training), training, ("training",), draft)
     if isinstance(model, dict):
         if isinstance(model.get("config"), dict) and not draft.has_problem(("model", "config")):
             _construct_config(raw, draft)
@@ -46,23 +49,7 @@ def _tried(make: Callable[[], Any], given: dict[str, Any], here: Path, draft: Dr
     except Exception as error:  # constructors raise of every kind, ImportError for a missing package among them
         message = one_line(error)
         named = [name for name in given if name in message]
-        return draft.add((*here, max(named, key=len)) if named else here, message, key=True)
-
-
-def _construct_training(training: dict[str, Any], draft: Draft) -> None:
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    made = _tried(lambda: TrainingArguments(output_dir="unused", **training), training, ("training",), draft)
-    if made is None or not str(getattr(made.optim, "value", made.optim)).startswith("sophia"):
-        return
-    probe = torch.nn.Linear(2, 2)
-    try:
-        chosen, options = Trainer.get_optimizer_cls_and_kwargs(made, probe)
-        chosen(options.pop("params", None) or probe.parameters(), **options)
-    except ValueError as error:
-        message = str(error).removeprefix("optim_args: ")
-        draft.add(("training", "optim_args" if "optim_args" in training else "optim"), message)
+        return draft.add((*here, max(named, key=len)) if named else here, message)
 
 
 def _construct_config(raw: dict[str, Any], draft: Draft) -> None:
@@ -88,7 +75,7 @@ def _construct_config(raw: dict[str, Any], draft: Draft) -> None:
 def _construct_peft(peft: dict[str, Any], draft: Draft) -> None:
     here = ("model", "peft")
     if importlib.util.find_spec("peft") is None:
-        return draft.add(here, needs("peft"), key=True)
+        return draft.add(here, needs("peft"))
     from peft import LoraConfig
 
     options = {name: value for name, value in peft.items() if name != "peft_type"}
@@ -121,8 +108,8 @@ def _check_class(spec: dict[str, Any], here: Path, draft: Draft) -> None:
         schema = class_arguments(imported(class_path))
     except Exception as error:  # whatever the module does when imported
         return draft.add((*here, "class_path"), f"{class_path} cannot be used: {one_line(error)}")
-    for where, message, key in problems(schema, spec.get("init_args") or {}):
-        draft.add((*here, "init_args", *where), message, key=key)
+    for where, message in problems(schema, spec.get("init_args") or {}):
+        draft.add((*here, "init_args", *where), message)
     return None
 
 
@@ -143,8 +130,8 @@ def _parse_whole(raw: dict[str, Any], draft: Draft) -> None:
     try:
         parser.parse_object(config)
     except Exception as error:
-        named = [key for key in config if f'"{key}' in str(error)]
-        draft.add((named[0],) if named else (), _telling(error), key=True)
+        key = re.search(r'Parser key "([\w.]+)"', str(error))
+        draft.add(tuple(key[1].split(".")) if key else (), _telling(error))
 
 
 class _Built(Exception):

@@ -13,8 +13,6 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..tasks import TASKS
 from .schema import Recipe
 from .signatures import Schema, arguments
@@ -48,6 +46,9 @@ CLASSES = {
 """By the key that names them: the base of the classes whose arguments a document holds, and the modules of these."""
 _GIVEN_LATER = {"params", "optimizer"}  # an optimizer's and a schedule's first argument
 _FRAMEWORK = {"enum": ["hf", "lightning"]}
+_BASE = {"type": "string", "description": "Another recipe, relative to this file, to lay this one over."}
+_REF_CONFIG = {"$ref": "#/$defs/config"}
+_REF_PEFT = {"$ref": "#/$defs/peft"}
 
 
 def make(framework: str) -> Schema:
@@ -97,10 +98,10 @@ def _hf() -> Schema:
     training, _ = arguments(TrainingArguments)
     training |= {name: {**training[name], **limits} for name, limits in _RANGES.items() if name in training}
     training |= {name: {"not": {}, "description": reason} for name, reason in NOT_HERE.items()}
-    schema = _plain(Recipe.model_json_schema())
+    schema = _untitled(Recipe.model_json_schema())
     schema["properties"] |= {
         "framework": _FRAMEWORK,
-        "base": {"type": "string", "description": "Another recipe, relative to this file, to lay this one over."},
+        "base": _BASE,
         "training": {
             "type": "object",
             "description": "transformers.TrainingArguments, word for word.",
@@ -110,28 +111,25 @@ def _hf() -> Schema:
     }
     schema["$defs"]["Model"]["properties"] |= {"config": _REF_CONFIG, "peft": _REF_PEFT}
     schema["$defs"] |= {"config": _config(*TASKS), "peft": _peft()}
-    needed = _required(Recipe)
-    needed["properties"] |= _in_config({"required": ["model_type"]})
-    of_task = [
-        {
-            "if": {"properties": {"task": {"const": name}}, "required": ["task"]},
-            "then": {"properties": _in_config({"properties": {"model_type": _model_types(name)}})},
-        }
-        for name in TASKS
-    ]
-    return {**schema, "allOf": [{"if": {"not": {"required": ["base"]}}, "then": needed}, *of_task]}
+    needed = schema.pop("required")
+    return {**schema, "allOf": [_complete(*needed), *map(_of_task, TASKS)]}
 
 
-_REF_CONFIG = {"$ref": "#/$defs/config"}
-_REF_PEFT = {"$ref": "#/$defs/peft"}
+def _complete(*keys: str) -> Schema:
+    """The keys that are needed where no base may give them."""
+    return {"if": {"not": {"required": ["base"]}}, "then": {"required": list(keys)}}
 
 
-def _in_config(said: Schema) -> Schema:
-    return {"model": {"properties": {"config": said}}}
+def _of_task(task: str) -> Schema:
+    """A new model's kind is one that the task can train."""
+    config = {"properties": {"model_type": _model_types(task)}}
+    then = {"properties": {"model": {"properties": {"config": config}}}}
+    return {"if": {"properties": {"task": {"const": task}}, "required": ["task"]}, "then": then}
 
 
 def _config(*tasks: str) -> Schema:
-    return {"type": ["object", "null"], "properties": {"model_type": _model_types(*tasks)}}
+    kinds = {"model_type": _model_types(*tasks)}
+    return {"type": ["object", "null"], "properties": kinds, "required": ["model_type"]}
 
 
 def _model_types(*tasks: str) -> Schema:
@@ -155,38 +153,19 @@ def _peft() -> Schema:
     return {"type": ["object", "null"], "properties": known, "additionalProperties": False}
 
 
-def _plain(schema: Any) -> Any:
-    """A schema of pydantic without titles, defaults of None and requirements; unions of plain types as one list."""
+def _untitled(schema: Any) -> Any:
+    """A schema without the titles that pydantic makes from the names of keys."""
     if isinstance(schema, list):
-        return [_plain(item) for item in schema]
+        return [_untitled(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {
-        key: {name: _plain(item) for name, item in value.items()} if key in ("properties", "$defs") else _plain(value)
-        for key, value in schema.items()
-        if key not in ("title", "required") and not (key == "default" and value is None)
-    }
-    if all(part.keys() == {"type"} for part in found.get("anyOf", [{}])):
-        found["type"] = [part["type"] for part in found.pop("anyOf")]
-    return found
-
-
-def _required(section: type[BaseModel]) -> Schema:
-    """The keys that a section and those in it cannot do without."""
-    needed = [name for name, field in section.model_fields.items() if field.is_required()]
-    inner = {name: _required(part) for name, field in section.model_fields.items() if (part := _section(field))}
-    return {"required": needed, "properties": {name: part for name, part in inner.items() if any(part.values())}}
-
-
-def _section(field: Any) -> type[BaseModel] | None:
-    options = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return next((part for part in options if inspect.isclass(part) and issubclass(part, BaseModel)), None)
+    return {key: _untitled(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)}
 
 
 def _lightning() -> Schema:
     from lightning.pytorch import Trainer
 
-    definitions = {"config": {**_config("pretrain"), "required": ["model_type"]}, "peft": _peft()}
+    definitions = {"config": _config("pretrain"), "peft": _peft()}
     specs = {key: _spec(key, definitions) for key in CLASSES}
     causal_lm = definitions[f"{_OWN}.CausalLM"]["properties"]
     causal_lm |= {"config": _REF_CONFIG, "peft": _REF_PEFT, "optimizer": {"$ref": "#/$defs/optimizer"}}
@@ -201,7 +180,7 @@ def _lightning() -> Schema:
         "type": "object",
         "properties": {
             "framework": _FRAMEWORK,
-            "base": {"type": "string", "description": "Another recipe, relative to this file, to lay this one over."},
+            "base": _BASE,
             "seed_everything": {"type": ["integer", "boolean", "null"]},
             "trainer": {
                 "type": ["object", "null"],
@@ -213,7 +192,7 @@ def _lightning() -> Schema:
             **{name: {} for name in fit if name not in given},
         },
         "additionalProperties": False,
-        "allOf": [{"if": {"not": {"required": ["base"]}}, "then": {"required": ["model"]}}],
+        "allOf": [_complete("model")],
         "$defs": definitions,
     }
 
@@ -248,7 +227,7 @@ def _spec(key: str, definitions: dict[str, Schema]) -> Schema:
         "properties": {
             "class_path": {
                 "title": "the dotted path of a class",
-                "anyOf": [{"enum": paths}, {"type": "string", "not": {"pattern": rf"^({elsewhere})\.\w+$"}}]
+                "anyOf": [{"enum": paths}, {"type": "string", "not": {"pattern": rf"^({elsewhere})\.\w+$"}}],
             },
             "init_args": {"type": ["object", "null"]},
             "dict_kwargs": {"type": ["object", "null"]},

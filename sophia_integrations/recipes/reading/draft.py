@@ -35,12 +35,12 @@ class Draft:
     @property
     def problems(self) -> list[Problem]:
         """Every problem so far, in the order of the text; those of the base and of arguments last."""
-        return sorted(dict.fromkeys(self.parsed.problems), key=lambda problem: problem.location)
+        return sorted(self.parsed.problems, key=lambda problem: problem.location)
 
-    def add(self, path: KeyPath, message: str, *, key: bool = False) -> None:
-        """Notes a problem of the key at `path`; `key` points at the key itself instead of its value."""
-        if path not in self.parsed.unread:
-            self.parsed.problems.append(Problem(self.parsed.location(path, key=key), path, message))
+    def add(self, path: KeyPath, message: str) -> None:
+        """Notes a problem of the key at `path`, unless it has one already."""
+        if path not in (problem.path for problem in self.parsed.problems):
+            self.parsed.problems.append(Problem(self.parsed.location(path), path, message))
 
     def has_problem(self, path: KeyPath) -> bool:
         """Whether a problem was noted at `path` or below it."""

@@ -25,7 +25,7 @@ def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
     if BASE not in recipe.value:
         return None
     wanted = recipe.value.pop(BASE)
-    here = recipe.values[(BASE,)]
+    here = recipe.locations[(BASE,)]
     if not isinstance(wanted, str) or not wanted:
         recipe.problems.append(Problem(here, (BASE,), "expected the path of another recipe, relative to this file"))
         return None
@@ -44,11 +44,9 @@ def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
     if BASE in under.value:
         del under.value[BASE]
         message = "a base has no base of its own; write its keys here"
-        recipe.problems.append(Problem(under.keys[(BASE,)], (BASE,), message))
+        recipe.problems.append(Problem(under.locations[(BASE,)], (BASE,), message))
     recipe.value = _merged(under.value, recipe.value)
-    recipe.keys = {**under.keys, **recipe.keys}
-    recipe.values = {**under.values, **recipe.values}
-    recipe.unread |= under.unread
+    recipe.locations = {**under.locations, **recipe.locations}
     return path
 
 
@@ -103,8 +101,7 @@ def _set(recipe: Parsed, parts: list[str], value: Parsed, here: Location) -> str
         else:
             target = target[step]
             continue
-        recipe.keys[path] = recipe.values[path] = here
+        recipe.locations[path] = here
         target = target[step]
-    for mine, news in ((recipe.keys, value.keys), (recipe.values, value.values)):
-        mine.update({(*path, *sub): location for sub, location in news.items()})
+    recipe.locations |= {(*path, *inner): here for inner in value.locations}
     return ""

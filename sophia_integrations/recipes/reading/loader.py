@@ -35,7 +35,7 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
     """
     path = find(file)
     parsed = _parse(path)
-    parsed.values.setdefault((), Location(0, 1, 1, str(path)))
+    parsed.locations[()] = Location(0, 1, 1, str(path))
     draft = Draft(path, parsed)
     if not isinstance(parsed.value, dict):
         if not draft.problems:
@@ -45,7 +45,7 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
     draft.base = lay_over_base(parsed, path)
     apply_overrides(parsed, overrides)
     if parsed.value.pop(BASE, None) is not None:
-        draft.add((BASE,), "a base is named in the file, not in an argument", key=True)
+        draft.add((BASE,), "a base is named in the file, not in an argument")
     draft.framework = "lightning" if is_lightning(parsed.value) else "hf"
     _judge(parsed.value, draft)
     return draft
@@ -75,11 +75,9 @@ def _parse(path: Path) -> Parsed:
 
 
 def _judge(raw: dict[str, Any], draft: Draft) -> None:
-    refused = problems(document(draft.framework, _model_type(raw, draft.framework)), raw)
-    known = {where for where, _, _ in refused}
-    broken = [rule for rule in broken_rules(raw, draft.framework) if rule[0] not in known]
-    for where, message, key in (*refused, *broken):
-        draft.add(where, message, key=key)
+    schema = document(draft.framework, _model_type(raw, draft.framework))
+    for where, message in (*problems(schema, raw), *broken_rules(raw, draft.framework)):
+        draft.add(where, message)
     if draft.problems:
         return
     if draft.framework == "lightning":

@@ -18,8 +18,8 @@ _KINDS = {
 }  # fmt: skip
 _LIMITS = {
     "minimum": "at least {}", "maximum": "at most {}", "exclusiveMinimum": "a number above {}",
-    "exclusiveMaximum": "a number below {}", "minLength": "some text", "minItems": "at least {} entries",
-    "maxItems": "at most {} entries",
+    "exclusiveMaximum": "a number below {}", "minLength": "some text", "minItems": "a list of at least {}",
+    "maxItems": "a list of at most {}",
 }  # fmt: skip
 _MANY = 8  # words that one sentence can list
 _ELSEWHERE = 0.85  # a likeness that makes another section likelier than a key of this one
@@ -38,28 +38,24 @@ _Validator = jsonschema.validators.extend(
     type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_number}),
 )
 
-Found = tuple[Path, str, bool]
-"""Where, a sentence, and whether it is about the key instead of its value."""
+Found = tuple[Path, str]
+"""Where, and a sentence."""
 
 
 def problems(document: dict[str, Any], value: Any) -> list[Found]:
-    """Everything in `value` that a JSON Schema refuses, one sentence for a place.
+    """Everything in `value` that a JSON Schema refuses.
 
     ``1.0`` is no whole number, and what is not finite no number.  A ``title`` says what is expected, and the
     ``description`` of a ``not`` why it is.
     """
-    found: dict[Path, Found] = {}
     explain = _Explainer(document)
-    for error in _Validator(document).iter_errors(value):
-        for problem in explain(error):
-            found.setdefault(problem[0], problem)
-    return list(found.values())
+    return [found for error in _Validator(document).iter_errors(value) for found in explain(error)]
 
 
 def shown(value: Any) -> str:
     """A value as a reader of YAML would name it: ``'five' (text)``."""
     if isinstance(value, (dict, list)):
-        return "a list" if isinstance(value, list) else "a mapping of keys"
+        return f"a list of {len(value)}" if isinstance(value, list) else "a mapping of keys"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return f"{value!r} (text)" if isinstance(value, str) else repr(value)
@@ -75,21 +71,21 @@ class _Explainer:
         path, value, rule, wanted = tuple(error.absolute_path), error.instance, error.validator, error.validator_value
         if rule == "additionalProperties":
             for key in value.keys() - error.schema["properties"].keys():
-                yield (*path, key), self._unknown(key, path, error.schema), True
+                yield (*path, key), self._unknown(key, path, error.schema)
         elif rule == "required":
             for key in wanted:
                 if key not in value and nearest(key, value, 0.8) is None:
-                    yield (*path, key), "this key is missing", True
+                    yield (*path, key), "this key is missing"
         elif rule == "anyOf":
             yield from self._alternatives(error)
         elif rule == "not":
-            yield path, error.schema["description"], True
+            yield path, error.schema["description"]
         elif rule in ("enum", "const") and isinstance(value, str):
             what = f"no {error.schema['title']}" if "title" in error.schema else "not known"
-            yield path, f"{value!r} is {what}{did_you_mean(value, _words(error.schema))}", False
+            yield path, f"{value!r} is {what}{did_you_mean(value, _words(error.schema))}"
         else:
             expected = _LIMITS[rule].format(wanted) if rule in _LIMITS else _expected(error.schema)
-            yield path, f"expected {expected}, found {shown(value)}", False
+            yield path, f"expected {expected}, found {shown(value)}"
 
     def _alternatives(self, error: Any) -> Iterator[Found]:
         """The errors of the first alternative for a value of this kind, or what kinds there are."""
@@ -102,7 +98,7 @@ class _Explainer:
                 for inner in errors:
                     yield from self(inner)
                 return
-        yield tuple(error.absolute_path), f"expected {_expected(error.schema)}, found {shown(error.instance)}", False
+        yield tuple(error.absolute_path), f"expected {_expected(error.schema)}, found {shown(error.instance)}"
 
     def _unknown(self, key: str, path: Path, schema: dict[str, Any]) -> str:
         """Names another section that has this very key, else the nearest key here, else the nearest key elsewhere."""
@@ -120,7 +116,7 @@ class _Explainer:
 
     @functools.cached_property
     def sections(self) -> dict[str, set[str]]:
-        """Every section of the document with its keys; entries of lists count as their section."""
+        """Every section of the document with its keys, the outer ones first; an entry of a list counts as the list."""
         found: dict[str, set[str]] = {}
 
         def walk(schema: Any, path: Path) -> None:
@@ -136,7 +132,7 @@ class _Explainer:
                 walk(inner, path)
 
         walk(self.document, ())
-        return found
+        return dict(sorted(found.items(), key=lambda section: section[0].count(".")))
 
 
 def _section(path: Path) -> str:
@@ -161,7 +157,8 @@ def _expected(schema: dict[str, Any]) -> str:
     if "title" in schema:
         return schema["title"]
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_expected(inner) for inner in schema["anyOf"]))
+        kinds = [_expected(inner) for inner in schema["anyOf"] if inner != {"type": "null"}]
+        return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         few = len(schema["enum"]) <= _MANY
         return " or ".join(map(repr, schema["enum"])) if few else "one word of a fixed set"

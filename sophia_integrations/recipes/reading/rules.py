@@ -86,8 +86,8 @@ COMBINATIONS: tuple[tuple[str, Callable[[_Said], Any], str], ...] = (
      "give either 'train' or 'pretrained'"),
     ("data", lambda s: s.not_one("data", "source", "files", "hub"),
      "give one of 'source', 'files' and 'hub'"),
-    ("", lambda s: _new(s) and s("tokenizer") is None,
-     "the key 'tokenizer' is missing; only a pretrained model brings its own"),
+    ("tokenizer", lambda s: _new(s) and s("tokenizer") is None,
+     "this section is missing; only a pretrained model brings its own"),
     ("model.revision", lambda s: _new(s) and s("model.revision") is not None,
      "goes with model.pretrained; a model from model.config is new"),
     ("model.trust_remote_code", lambda s: _new(s) and s("model.trust_remote_code"),
@@ -120,16 +120,16 @@ COMBINATIONS: tuple[tuple[str, Callable[[_Said], Any], str], ...] = (
      "a classification needs all its labels before training: leave streaming out"),
     ("tokenizer.train", lambda s: _streams(s) and s("tokenizer.train") is not None,
      "reads all training text first; with data.streaming give tokenizer.pretrained"),
-    ("data.streaming", lambda s: _streams(s) and not isinstance(s("training.max_steps"), int),
-     "a stream has no length: give training.max_steps"),
-    ("data.streaming", lambda s: _streams(s) and not _held_out(s),
-     "a stream cannot be split: give data.validation_files, or data.hub.validation_split"),
+    ("training.max_steps", lambda s: _streams(s) and not isinstance(s("training.max_steps"), int),
+     "a stream (data.streaming) has no length: give the number of steps"),
+    ("data.validation_files", lambda s: _streams(s) and not _held_out(s),
+     "a stream (data.streaming) cannot be split: give these, or data.hub.validation_split"),
 )  # fmt: skip
 """The key that a rule speaks of, when it is broken, and the sentence."""
 
 
 def broken_rules(raw: dict[str, Any], framework: str) -> Iterator[Found]:
-    """Every broken rule: where, a sentence, and whether it is about the key instead of its value."""
+    """Every broken rule: where, and a sentence."""
     if framework == "lightning":
         for path, spec in specs(raw):
             yield from _class(path, spec)
@@ -138,8 +138,7 @@ def broken_rules(raw: dict[str, Any], framework: str) -> Iterator[Found]:
         for key, broken, sentence in COMBINATIONS:
             if broken(said):
                 formats = _joined(said.task.formats) if said.task else ""
-                where: Path = tuple(key.split(".")) if key else ()
-                yield where, sentence.format(task=said("task"), format=said.format, formats=formats), True
+                yield tuple(key.split(".")), sentence.format(task=said("task"), format=said.format, formats=formats)
         yield from _columns(said)
         yield from _optimizer(said)
         yield from _files(said)
@@ -154,7 +153,7 @@ def _columns(said: _Said) -> Iterator[Found]:
     for role in columns:
         if role not in roles and any(role in parts for parts in PARTS.values()):
             message = f"has no part in {_joined(formats)}; columns there: {', '.join(roles)}"
-            yield ("data", "columns", role), message, True
+            yield ("data", "columns", role), message
 
 
 def _optimizer(said: _Said) -> Iterator[Found]:
@@ -162,16 +161,16 @@ def _optimizer(said: _Said) -> Iterator[Found]:
     here = ("training", "optim_args")
     if isinstance(optim, str) and optim.startswith("sophia"):
         for name, message in without_effect(optim, training).items():
-            yield ("training", name), message, True
+            yield ("training", name), message
         if isinstance(given, str):
             try:
                 refuse_foreign_arguments(optim, parse_optim_args(given))
             except ValueError as error:
-                yield here, str(error).removeprefix("optim_args: "), False
+                yield here, str(error).removeprefix("optim_args: ")
     elif isinstance(given, str):
         for part in given.replace(" ", "").split(","):
             if part.count("=") != 1:
-                yield here, f"expected name=value,name=value, found {part!r} in it", False
+                yield here, f"expected name=value,name=value, found {part!r} in it"
 
 
 def _files(said: _Said) -> Iterator[Found]:
@@ -179,11 +178,11 @@ def _files(said: _Said) -> Iterator[Found]:
         patterns = said(f"data.{key}")
         for index, pattern in enumerate(patterns if isinstance(patterns, list) else []):
             if isinstance(pattern, str) and pattern and not matches(pattern):
-                yield ("data", key, index), f"no file matches {pattern!r} (looked from the current folder)", False
+                yield ("data", key, index), f"no file matches {pattern!r} (looked from the current folder)"
 
 
 def specs(value: Any, here: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every class that a LightningCLI config asks for, at any depth: where, and its ``class_path`` and ``init_args``."""
+    """Every class that a LightningCLI config asks for, at any depth: where, and what it says of it."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         yield here, value
@@ -194,10 +193,10 @@ def specs(value: Any, here: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
 def _class(here: Path, spec: dict[str, Any]) -> Iterator[Found]:
     package, dot, _ = spec["class_path"].partition(".")
     if dot and importlib.machinery.PathFinder.find_spec(package, [os.getcwd(), *sys.path]) is None:
-        yield (*here, "class_path"), f"no package {package!r} is installed here", False
+        yield (*here, "class_path"), f"no package {package!r} is installed here"
     given = spec.get("init_args")
     if package == __package__.partition(".")[0] and isinstance(given, dict):
         for name, value in given.items():
             problem = out_of_range(name, value)
             if problem:
-                yield (*here, "init_args", name), problem, False
+                yield (*here, "init_args", name), problem

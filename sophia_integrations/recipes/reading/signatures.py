@@ -9,14 +9,16 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 Schema = dict[str, Any]
 
 _KINDS = {
-    int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", type(None): "null",
-    dict: "object", Mapping: "object", list: "array", tuple: "array", Sequence: "array", Iterable: "array",
+    int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", timedelta: "string",
+    type(None): "null", dict: "object", Mapping: "object",
+    list: "array", tuple: "array", Sequence: "array", Iterable: "array",
 }  # fmt: skip
 
 

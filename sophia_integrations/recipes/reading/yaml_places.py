@@ -6,7 +6,6 @@ Differs from ``yaml.safe_load`` where that surprises people who write settings: 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,22 +78,17 @@ class Problem(NamedTuple):
 
 @dataclass
 class Parsed:
-    """A value, where its keys and values stand, and what was wrong with the text.
-
-    ``unread`` are the paths whose value stands as None because of a problem.
-    """
+    """A value, where each key of a mapping and each entry of a list stands, and what was wrong with the text."""
 
     value: Any = None
-    keys: dict[Path, Any] = field(default_factory=dict)
-    values: dict[Path, Any] = field(default_factory=dict)
+    locations: dict[Path, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    unread: set[Path] = field(default_factory=set)
 
-    def location(self, path: Path, *, key: bool = False) -> Any:
-        """The location of the value (or key) at `path`, or of its nearest ancestor that the text contains."""
-        while path and path not in self.values:
+    def location(self, path: Path) -> Any:
+        """The location of `path`, or of its nearest ancestor that the text contains."""
+        while path and path not in self.locations:
             path = path[:-1]
-        return (self.keys if key and path in self.keys else self.values).get(path)
+        return self.locations.get(path)
 
 
 def dotted(path: Path) -> str:
@@ -134,14 +128,8 @@ def parse(text: str, where: Callable[[int, int], Any]) -> Parsed:
         column = len(before) - before.rfind("\n") - 1
         refuse(before.count("\n"), column, f"the character U+{code:04X} is not allowed")
     except RecursionError:
-        refuse(0, 0, "nested too deeply, or an alias that contains itself")
-    except _TooMany:
-        refuse(0, 0, f"its aliases stand for more than {_MOST_VALUES:,} values")
+        refuse(0, 0, "nested too deeply, or its aliases stand for too many values")
     return parsed
-
-
-class _TooMany(Exception):
-    """The document stands for more values than any recipe has."""
 
 
 class _Builder:
@@ -150,62 +138,56 @@ class _Builder:
     def __init__(self, parsed: Parsed, where: Callable[[int, int], Any]) -> None:
         self.parsed, self.where = parsed, where
 
-    def build(self, node: yaml.Node, path: Path) -> Any:
-        location = self.parsed.values[path] = self._locate(node)
-        if len(self.parsed.values) > _MOST_VALUES:
-            raise _TooMany
+    def build(self, node: yaml.Node, path: Path, location: Any = None) -> Any:
+        """The value of a node; `location` is where its key stands."""
+        location = self.parsed.locations[path] = location or self._locate(node)
+        if len(self.parsed.locations) > _MOST_VALUES:
+            raise RecursionError
         if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, location, path)
-        return self._unread(location, path, f"the tag {node.tag} is not allowed here")
+            return self._scalar(node, path, location)
+        return self._refuse(location, path, f"the tag {node.tag} is not allowed here")
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             location = self._locate(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _PREFIX + "str":
-                self._problem(location, path, "every key must be text")
+                self._refuse(location, path, "every key must be text")
                 continue
-            key = self._scalar(key_node, location, (*path, "?"))
+            key = self._scalar(key_node, path, location)
             here = (*path, key)
             if key in mapping:
-                first = self.parsed.keys[here]
-                self._problem(location, here, f"this key is given twice (first at {first}); keep one")
+                first = self.parsed.locations[here]
+                self._refuse(location, here, f"this key is given twice (first at {first}); keep one")
             elif key is not None:
-                mapping[key] = self.build(value_node, here)
-                self.parsed.keys[here] = location
+                mapping[key] = self.build(value_node, here, location)
         return mapping
 
-    def _scalar(self, node: yaml.ScalarNode, location: Any, path: Path) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path, location: Any) -> Any:
         kind, text = node.tag.removeprefix(_PREFIX), node.value
         if kind == "str":
             odd = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
-            problem = f"the character U+{ord(odd):04X} is not allowed" if odd else ""
-            return self._unread(location, path, problem) if odd else text
+            if odd is not None:
+                return self._refuse(location, path, f"the character U+{ord(odd):04X} is not allowed")
+            return text
         if kind not in _CORE or not _CORE[kind][0].match(text):
-            return self._unread(location, path, f"the tag {node.tag} does not fit {text!r}")
+            return self._refuse(location, path, f"the tag {node.tag} does not fit {text!r}")
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         if len(text) > _MOST_DIGITS:
-            return self._unread(location, path, f"a number of more than {_MOST_DIGITS} digits")
+            return self._refuse(location, path, f"a number of more than {_MOST_DIGITS} digits")
         if kind == "int":
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-        special = {"inf": math.inf, "nan": math.nan}.get(text.lower().lstrip("+-.")[:3])
-        if special is None:
-            return float(text)
-        return -special if text.startswith("-") else special
+        return float(re.sub(r"\.(?=[in])", "", text.lower()))  # .inf and .nan
 
     def _locate(self, node: yaml.Node) -> Any:
         return self.where(node.start_mark.line + 1, node.start_mark.column + 1)
 
-    def _unread(self, location: Any, path: Path, message: str) -> None:
-        self.parsed.unread.add(path)
-        self._problem(location, path, message)
-
-    def _problem(self, location: Any, path: Path, message: str) -> None:
+    def _refuse(self, location: Any, path: Path, message: str) -> None:
         self.parsed.problems.append(Problem(location, path, message))
