@@ -24,15 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         from .commands import app
-    except ModuleNotFoundError as error:
-        from ..errors import needs
 
-        print(needs(error.name or "typer"), file=sys.stderr)
-        return 2
-    try:
         return app(words, prog_name="sophia")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "pydantic"):  # which typer imports late
+            raise
+        from ..errors import needs
+
+        print(needs(error.name), file=sys.stderr)
+        return 2
 
 
 __all__ = ["main"]
