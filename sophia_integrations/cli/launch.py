@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
 from ..errors import UserError
@@ -21,13 +22,16 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say what is wrong themselves
+    logging.disable(logging.CRITICAL)  # torchrun's reports: the processes say themselves what is wrong
     package = __package__.partition(".")[0]
     try:
         torchrun(["--standalone", f"--nproc-per-node={nproc}", "-m", package, *arguments])
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        return 128 - code if code < 0 else code
+        if code >= 0:
+            return code
+        print(f"a process of this run was ended by signal {-code}; the others were stopped", file=sys.stderr)
+        return 128 - code
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0
