@@ -14,7 +14,7 @@ def test_several_processes_train_one_run(recipe: Path, sophia: Any, tmp_path: Pa
     code, out, err = sophia.finish(sophia.start("train", recipe, *FEW, "--nproc", 2, cwd=tmp_path))
     assert (code, err) == (0, "")
     assert out.count("Everything is in ") == 1
-    assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["tokens"] == 4 * 2 * 4 * 32
 
 
 def test_a_mistake_is_said_once(recipe: Path, sophia: Any, tmp_path: Path) -> None:

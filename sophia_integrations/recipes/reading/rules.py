@@ -5,10 +5,10 @@ One row for each combination of an ``hf`` recipe; values of the wrong type are l
 
 from __future__ import annotations
 
-import importlib.machinery
+import importlib.util
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import PathFinder
 from typing import Any
 
 from ...hf.arguments import parse_optim_args, refuse_foreign_arguments, without_effect
@@ -49,9 +49,9 @@ class _Said:
         return isinstance(self(section), dict) and sum(self(f"{section}.{key}") is not None for key in keys) != 1
 
 
-def _joined(words: Any, last: str = "or") -> str:
-    words = list(words)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+def _joined(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _tasks(fits: Callable[[Task], bool]) -> str:
@@ -66,9 +66,8 @@ def _new(said: _Said) -> bool:
     return said("model.config") is not None and said("model.pretrained") is None
 
 
-def _own_tokenizer(said: _Said) -> bool:
-    model, tokenizer = said("model.config") is None, said("tokenizer.pretrained") is None
-    return model and tokenizer and said("model.pretrained") is not None and said("tokenizer.train") is not None
+def _old(said: _Said) -> bool:
+    return said("model.pretrained") is not None and said("model.config") is None
 
 
 def _held_out(said: _Said) -> bool:
@@ -94,7 +93,7 @@ COMBINATIONS: tuple[tuple[str, Callable[[_Said], Any], str], ...] = (
      "goes with model.pretrained; a model from model.config is new"),
     ("model.peft", lambda s: _new(s) and s("model.peft") is not None,
      "adapters go on top of pretrained weights: give model.pretrained"),
-    ("tokenizer.train", _own_tokenizer,
+    ("tokenizer.train", lambda s: _old(s) and s("tokenizer.train") is not None and s("tokenizer.pretrained") is None,
      "a pretrained model needs its own tokenizer: leave the section out, or give tokenizer.pretrained"),
     ("data.validation_fraction", lambda s: s("data.validation_fraction") is not None and _held_out(s),
      "has no effect beside validation_files or hub.validation_split: give one of them"),
@@ -192,7 +191,7 @@ def specs(value: Any, here: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _class(here: Path, spec: dict[str, Any]) -> Iterator[Found]:
     package, dot, _ = spec["class_path"].partition(".")
-    if dot and importlib.machinery.PathFinder.find_spec(package, [os.getcwd(), *sys.path]) is None:
+    if dot and not _is_installed(package):
         yield (*here, "class_path"), f"no package {package!r} is installed here"
     given = spec.get("init_args")
     if package == __package__.partition(".")[0] and isinstance(given, dict):
@@ -200,3 +199,11 @@ def _class(here: Path, spec: dict[str, Any]) -> Iterator[Found]:
             problem = out_of_range(name, value)
             if problem:
                 yield (*here, "init_args", name), problem
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package is installed, or lies in the current folder; nothing is imported to see."""
+    try:
+        return bool(importlib.util.find_spec(package) or PathFinder.find_spec(package, [os.getcwd()]))
+    except (ImportError, ValueError):
+        return False
