@@ -16,7 +16,7 @@ from .reading.layers import BASE, lay_over_base
 from .reading.yaml_places import parse_file
 
 _HEAD = re.compile(r"^# ?(Size|Time|Needs|Task): *(.+)$", re.MULTILINE)
-_EDITORS = re.compile(r"^(# yaml-language-server: \$schema=)(?=\.)", re.MULTILINE)
+_EDITORS = re.compile(r"^(# yaml-language-server: \$schema=)(\..+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ def names() -> dict[str, Path]:
     package = Path(__file__).parent
     for folder in (package / "library", package.parents[1] / "recipes"):
         if (folder / "hf").is_dir():
-            return {
-                file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))
-            }
+            found = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.yaml")}
+            return dict(sorted(found.items()))
     return {}
 
 
@@ -106,7 +105,7 @@ def copy(wanted: str | os.PathLike[str], dest: str | os.PathLike[str] = ".") -> 
     source = find(wanted)
     target = Path(dest) / source.name if Path(dest).is_dir() else Path(dest)
     text = source.read_text(encoding="utf-8-sig")
-    files = {target: _EDITORS.sub(rf"\g<1>{source.parent.resolve()}/", text)}
+    files = {target: _EDITORS.sub(lambda said: f"{said[1]}{(source.parent / said[2]).resolve()}", text)}
     value = parse_file(source).value
     base = value.get(BASE) if isinstance(value, dict) else None
     if isinstance(base, str):

@@ -79,7 +79,7 @@ def test_cp_copies_a_recipe_with_its_base_and_never_overwrites(capsys: pytest.Ca
     assert main(["cp", "hf/pretrain-gpt2-stdlib", "mine/own.yaml"]) == 0
     assert capsys.readouterr().out == "mine/own.yaml\n"
     text = Path("mine/own.yaml").read_text(encoding="utf-8")
-    assert f"# yaml-language-server: $schema={STDLIB.parent}/../schema-hf.json\n" in text
+    assert f"# yaml-language-server: $schema={STDLIB.parents[1]}/schema-hf.json\n" in text
     read("mine/own.yaml").raise_problems()
     assert main(["cp", "hf/pretrain-gpt2-stdlib", "mine/own.yaml"]) == 2
     assert capsys.readouterr().err == (
