@@ -33,8 +33,8 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Another library's error in one line: its text without line breaks, or the name of its type."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Another library's error in one line: its text without line breaks; its type where it has none."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def needs(package: str, extra: str = "recipes") -> str:

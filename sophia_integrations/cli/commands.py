@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ..errors import UserError, needs
+from ..errors import UserError, needs, one_line
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "jsonargparse"), "lightning"),
@@ -39,7 +39,7 @@ class _Verbs(TyperGroup):
                 raise
             code, message = 2, needs(package, _EXTRAS[package])
         except OSError as error:
-            code, message = 2, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+            code, message = 2, f"{f'{error.filename}: ' if error.filename else ''}{one_line(error)}"
         except UserError as error:
             code, message = 2, str(error)
         if message:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, one_line
 from .reading.layers import BASE, lay_over_base
 from .reading.yaml_places import parse_file
 
@@ -76,7 +76,7 @@ def find(wanted: str | os.PathLike[str]) -> Path:
             return path
         nearby = [str(item) for folder in (path.parent, Path()) for item in folder.glob("*.yaml")]
     except (OSError, ValueError) as error:
-        raise UserError(f"{text!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{text!r}: {one_line(error)}") from None
     near = nearest(text, [*nearby, *known])
     raise UserError(f"{text}: there is no such recipe{f'; the nearest one is {near}' if near else ''} (sophia ls)")
 

@@ -33,8 +33,7 @@ def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
     try:
         under = parse_file(path, order=1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        recipe.problems.append(Problem(here, (BASE,), f"{str(path)!r} cannot be read: {reason}"))
+        recipe.problems.append(Problem(here, (BASE,), f"{str(path)!r} cannot be read: {one_line(error)}"))
         return None
     recipe.problems.extend(under.problems)
     if not isinstance(under.value, dict):
