@@ -45,10 +45,10 @@ def test_its_recipes_work_from_any_folder(wheel: Path, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "sophia_integrations", *words],
             cwd=elsewhere,
-            env={**os.environ, "PYTHONPATH": str(place)},
+            env={**os.environ, "PYTHONPATH": str(place), "SOPHIA_CACHE": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -57,7 +57,7 @@ def test_its_recipes_work_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     assert listed == sorted(
         path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")
     )
-    assert str(place) in sophia("show", "hf/pretrain-gpt2-stdlib")
+    assert "task: pretrain\n" in sophia("show", "hf/pretrain-gpt2-stdlib")
     assert sophia("cp", "hf/pretrain-gpt2-stdlib", "own.yaml") == "own.yaml\n"
     own = (elsewhere / "own.yaml").read_text(encoding="utf-8")
     assert f"$schema={place / LIBRARY / 'schema-hf.json'}\n" in own

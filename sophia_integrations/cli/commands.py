@@ -1,232 +1,160 @@
-"""The command ``sophia``: one function per verb, imports inside it, no logic of its own.
-
-Exit codes: 0 done; 2 a mistake or condition the user can mend, said in one message; 130 and 143 stopped by
-Ctrl-C and SIGTERM.
-"""
+"""The verbs of ``sophia``: one function each, imports inside it, no logic of its own; typer completes their words."""
 
 from __future__ import annotations
 
-import argparse
+import glob
+import os
 import sys
-from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from . import completion
-from .arguments import Parser, parse
+import typer
+from typer.core import TyperGroup
 
-_EXTRA = {
-    "yaml", "pydantic", "torch", "transformers", "accelerate", "tokenizers", "numpy", "matplotlib", "tensorboard",
-    "tqdm", "safetensors", "datasets", "shtab",
-}  # fmt: skip
+from ..errors import UserError, needs, one_line
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code; `argv` defaults to the process's own arguments."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
-        return _run(words[1:])
-    arguments = parse(build_parser(), words)
-    verb: Callable[[argparse.Namespace], int] = arguments.verb
-    try:
-        return verb(arguments)
-    except KeyboardInterrupt:
-        print("Stopped; whatever was saved is kept. To go on, run the same command again.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away, as `head` does
-        return 141
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = "lightning" if package in ("lightning", "jsonargparse") else "recipes" if package in _EXTRA else None
-        if extra is None:
-            raise
-        return _complain(f"this needs {package}, which is not installed: pip install 'sophia-integrations[{extra}]'")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}")
-    except Exception as error:
-        from ..errors import UserError
-
-        if not isinstance(error, UserError):
-            raise
-        return _complain(str(error))
+_EXTRAS = {
+    **dict.fromkeys(("lightning", "jsonargparse"), "lightning"),
+    **dict.fromkeys(("transformers", "accelerate", "tokenizers", "datasets", "yaml", "pydantic"), "recipes"),
+    **dict.fromkeys(("jsonschema", "matplotlib", "tensorboard", "tqdm", "torch", "numpy", "safetensors"), "recipes"),
+}
+"""The extra of ours that brings a package."""
 
 
-def _complain(message: str) -> int:
-    if message:
-        print(message, file=sys.stderr)
-    return 2
+class _Verbs(TyperGroup):
+    """Ends the process with the code that a verb returns, and with one message for what the user can mend."""
+
+    def invoke(self, ctx: Any) -> Any:
+        message = ""
+        try:
+            code = super().invoke(ctx) or 0
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code, message = 130, "Stopped; whatever was saved is kept. To go on, run the same command again."
+        except BrokenPipeError:
+            raise  # the reader of a pipe went away, as `head` does: typer ends quietly
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            code, message = 2, needs(package, _EXTRAS[package])
+        except OSError as error:
+            code, message = 2, f"{f'{error.filename}: ' if error.filename else ''}{one_line(error)}"
+        except UserError as error:
+            code, message = 2, str(error)
+        if message:
+            print(message, file=sys.stderr)
+        raise typer.Exit(code)
 
 
-def build_parser() -> Parser:
-    """The command line: every verb with its arguments and help."""
-    parser = Parser(
-        prog="sophia",
-        description="Sophia in the training loop you already have.",
-        epilog="sophia VERB --help tells more. To complete words with the Tab key, once per shell: "
-        'eval "$(sophia completion bash)"',
-    )
-    parser.add_argument("--version", action=_Version)
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
-
-    ls = verbs.add_parser("ls", help="list the recipes that come with the package")
-    ls.set_defaults(verb=_ls)
-
-    show = verbs.add_parser("show", help="print a recipe resolved, with where each value comes from")
-    _add_recipe(show)
-    show.set_defaults(verb=_show)
-
-    cp = verbs.add_parser("cp", help="copy a recipe to change it; never overwrites")
-    name = cp.add_argument("recipe", metavar="NAME", help="a recipe that sophia ls lists, or a path")
-    name.complete = completion.RECIPE  # type: ignore[attr-defined]
-    dest = cp.add_argument("dest", metavar="DEST", nargs="?", default=".", help="a file or folder (default: here)")
-    dest.complete = completion.FILE  # type: ignore[attr-defined]
-    cp.set_defaults(verb=_cp)
-
-    validate = verbs.add_parser(
-        "validate",
-        help="check a recipe without training; reports every problem at once",
-        description="Checks names, types and combinations without importing torch; nothing of the recipe is run.",
-    )
-    _add_recipe(validate)
-    validate.add_argument("--deep", action="store_true", help="build data, model, Trainer and optimizer too")
-    validate.set_defaults(verb=_validate)
-
-    train = verbs.add_parser("train", help="train a recipe, or go on with an interrupted run of it")
-    _add_recipe(train)
-    train.add_argument("--fresh", action="store_true", help="start in a new numbered folder")
-    how = train.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="build everything, say what training would take, and stop")
-    how.add_argument("--smoke", action="store_true", help="train a tiny version: two minutes on a CPU for any recipe")
-    train.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine, one per GPU")
-    train.set_defaults(verb=_train)
-
-    prepare = verbs.add_parser("prepare", help="fetch and tokenize what a recipe needs, so that it trains offline")
-    _add_recipe(prepare)
-    prepare.set_defaults(verb=_prepare)
-
-    run = verbs.add_parser(
-        "run",
-        help="run a training script with optim='sophia' known to its Trainer",
-        usage="%(prog)s SCRIPT.py [ARGUMENT ...]\n       %(prog)s -m MODULE [ARGUMENT ...]",
-        description="Runs a script or module as python does, with optim='sophia', 'sophia_g' and 'sophia_h' known to "
-        "every transformers.Trainer in it. Also: torchrun … -m sophia_integrations run SCRIPT.py …",
-    )
-    run.set_defaults(verb=None)
-
-    plot = verbs.add_parser("plot", help="draw loss.png of a run folder")
-    run_dir = plot.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, such as runs/pretrain-gpt2-stdlib")
-    run_dir.complete = completion.FOLDER  # type: ignore[attr-defined]
-    plot.set_defaults(verb=_plot)
-
-    schema = verbs.add_parser(
-        "schema",
-        help="print the JSON Schema of recipes, for editors that complete and check YAML",
-        description="The schema holds our keys and those of the installed transformers, peft and lightning. In a "
-        "recipe, the line '# yaml-language-server: $schema=FILE' points an editor to it.",
-    )
-    file = schema.add_argument("file", metavar="FILE", nargs="?", help="write it there instead of printing it")
-    file.complete = completion.FILE  # type: ignore[attr-defined]
-    schema.add_argument(
-        "--framework", choices=("hf", "lightning"), default="hf", help="whose recipes to describe (default: hf)"
-    )
-    schema.set_defaults(verb=_schema)
-
-    complete = verbs.add_parser(
-        "completion",
-        help="print a script that completes this command's words in a shell",
-        description='For bash: eval "$(sophia completion bash)" in ~/.bashrc. For zsh: '
-        "sophia completion zsh > ~/.zfunc/_sophia, with that folder in fpath.",
-    )
-    complete.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    complete.set_defaults(verb=_completion)
-    return parser
+app = typer.Typer(
+    cls=_Verbs,
+    help="Sophia in the training loop you already have.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    recipe = parser.add_argument("recipe", metavar="RECIPE", help="a path, or a name that sophia ls lists")
-    recipe.complete = completion.RECIPE  # type: ignore[attr-defined]
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as training.max_steps=50")
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None: ...
 
 
-class _Version(argparse.Action):
-    """Prints the version; the package is imported only then."""
+def _recipes(incomplete: str) -> list[str]:
+    """Words that a shell may complete: names of shipped recipes, YAML files, folders."""
+    from ..recipes.catalog import names
 
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version")
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from .. import __version__
-
-        print(f"sophia-integrations {__version__}")
-        parser.exit()
+    nearby = [f"{path}/" if os.path.isdir(path) else path for path in glob.glob(f"{glob.escape(incomplete)}*")]
+    files = [path for path in nearby if path.endswith(("/", ".yaml", ".yml"))]
+    return [name for name in names() if name.startswith(incomplete)] + files
 
 
-def _ls(arguments: argparse.Namespace) -> int:
-    import shutil
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A path, or a name that sophia ls lists.", autocompletion=_recipes)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Such as training.max_steps=50.", show_default=False)
+]
 
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the recipes that come with the package."""
     from ..recipes.catalog import listing
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(listing(width), end="")
-    return 0
+    print(listing(), end="")
 
 
-def _show(arguments: argparse.Namespace) -> int:
+@app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe as it is understood: with its base, the arguments and the defaults."""
+    import yaml
+
     from ..recipes.reading.loader import read
-    from ..recipes.reading.origins import describe_origins
+    from ..recipes.reading.yaml_places import RecipeDumper
 
-    draft = read(arguments.recipe, arguments.overrides)
+    draft = read(recipe, overrides or ())
     draft.raise_problems()
-    print(describe_origins(draft), end="")
-    return 0
+    values = draft.recipe.settings() if draft.recipe else draft.config
+    print(yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=10**6), end="")
 
 
-def _cp(arguments: argparse.Namespace) -> int:
+@app.command()
+def cp(
+    recipe: Recipe, dest: Annotated[Path, typer.Argument(metavar="DEST", help="A file or folder.")] = Path(".")
+) -> None:
+    """Copy a recipe to change it; never overwrites."""
     from ..recipes.catalog import copy
 
-    for path in copy(arguments.recipe, arguments.dest):
+    for path in copy(recipe, dest):
         print(path)
-    return 0
 
 
-def _validate(arguments: argparse.Namespace) -> int:
+@app.command()
+def validate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Build data, model, Trainer and optimizer too.")] = False,
+) -> None:
+    """Check a recipe without training; reports every problem at once.
+
+    Names, types and combinations are checked without importing torch; nothing of the recipe is run. The first call
+    after an upgrade imports the frameworks, to learn their words.
+    """
+    if deep:
+        from ..recipes.running.dry_run import dry_run
+
+        dry_run(recipe, overrides or (), lambda line: None)
+        print(f"{recipe}: valid, and everything but the training was built")
+        return
     from ..recipes.reading.loader import read
 
-    if arguments.deep:
-        from ..recipes.running.dry_run import dry_run
+    read(recipe, overrides or ()).raise_problems()
+    print(f"{recipe}: valid")
 
-        dry_run(arguments.recipe, arguments.overrides, lambda line: None)
-        print(f"{arguments.recipe}: valid, and everything but the training was built")
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start in a new numbered folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, say what it takes, and stop.")] = False,
+    nproc: Annotated[int, typer.Option(metavar="N", min=1, help="Train in N processes of this machine.")] = 1,
+) -> int:
+    """Train a recipe, or go on with an interrupted run of it."""
+    if dry_run:
+        from ..recipes.running.dry_run import dry_run as plan
+
+        plan(recipe, overrides or (), print, nproc)
         return 0
-    read(arguments.recipe, arguments.overrides).raise_problems()
-    print(f"{arguments.recipe}: valid")
-    return 0
+    if nproc > 1:
+        from .launch import launch
 
-
-def _train(arguments: argparse.Namespace) -> int:
-    recipe, overrides = arguments.recipe, arguments.overrides
-    if arguments.dry_run:
-        from ..recipes.running.dry_run import dry_run
-
-        dry_run(recipe, overrides, print, arguments.nproc or 1)
-        return 0
-    if arguments.smoke:
-        from ..recipes.running.smoke.smoke import smoke
-
-        if arguments.nproc is not None:
-            return _complain("--smoke runs in one process; leave --nproc out")
-        return _ended(smoke(recipe, overrides, print))
-    if arguments.nproc is not None:
-        from ..recipes.running.launch import launch
-
-        fresh = ["--fresh"] if arguments.fresh else []
-        return launch(["train", recipe, *overrides, *fresh], arguments.nproc)
+        return launch(["train", recipe, *(overrides or ()), *(["--fresh"] if fresh else [])], nproc)
     from ..recipes.running.train import train
 
-    return _ended(train(recipe, overrides, fresh=arguments.fresh))
-
-
-def _ended(outcome: object) -> int:
+    outcome = train(recipe, overrides or (), fresh=fresh)
     if outcome.signal:
         return 128 + outcome.signal
     if outcome.trained:
@@ -239,40 +167,53 @@ def _ended(outcome: object) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
+@app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Fetch and tokenize what a recipe needs, so that it trains offline."""
     from ..recipes.running.prepare import prepare
 
-    prepare(arguments.recipe, arguments.overrides, print)
-    return 0
+    prepare(recipe, overrides or (), print)
 
 
-def _run(words: list[str]) -> int:
-    """Outside `main`'s error handling: a script's exceptions and signals are its own."""
+@app.command(context_settings={"ignore_unknown_options": True})
+def run(arguments: Annotated[list[str], typer.Argument(metavar="SCRIPT.py|-m MODULE")]) -> int:
+    """Run a training script with optim='sophia' known to its Trainer.
+
+    Runs a script or module as python does, with optim='sophia', 'sophia_g' and 'sophia_h' known to every
+    transformers.Trainer in it. Also: torchrun … -m sophia_integrations run SCRIPT.py …
+    """
     from ..hf.run import run
 
-    return run(words)
+    return run(arguments)
 
 
-def _plot(arguments: argparse.Namespace) -> int:
+@app.command()
+def plot(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Such as runs/pretrain-gpt2-stdlib.")],
+) -> None:
+    """Draw loss.png of a run folder."""
     from ..reports.plot import plot_run
 
-    print(plot_run(arguments.run_dir))
-    return 0
+    print(plot_run(run_dir))
 
 
-def _schema(arguments: argparse.Namespace) -> int:
-    from ..recipes.reading.editors import schema_text
+@app.command()
+def schema(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Write it there instead.")] = None,
+    framework: Annotated[Literal["hf", "lightning"], typer.Option(help="Whose recipes to describe.")] = "hf",
+) -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML.
 
-    text = schema_text(arguments.framework)
-    if arguments.file is None:
-        print(text, end="")
+    It holds our keys and those of the installed transformers, peft and lightning; validate judges by the same. In a
+    recipe, the line '# yaml-language-server: $schema=FILE' points an editor to it.
+    """
+    import json
+
+    from ..recipes.reading.known import document
+
+    text = json.dumps(document(framework), indent=1, ensure_ascii=False)
+    if file is None:
+        print(text)
     else:
-        with open(arguments.file, "w", encoding="utf-8") as file:
-            file.write(text)
-        print(arguments.file)
-    return 0
-
-
-def _completion(arguments: argparse.Namespace) -> int:
-    print(completion.script(build_parser(), arguments.shell), end="")
-    return 0
+        file.write_text(text + "\n", encoding="utf-8")
+        print(file)

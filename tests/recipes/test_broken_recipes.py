@@ -1,4 +1,4 @@
-"""The table of broken recipes: each kind of mistake, in both dialects, with the exact message."""
+"""The table of broken recipes: each kind of mistake, in both dialects; every problem at once, each with its place."""
 
 from __future__ import annotations
 
@@ -57,26 +57,32 @@ def broken(good: str, change: list[list[str]]) -> str:
     return good
 
 
+def assert_said(problems: list[str], says: list[str]) -> None:
+    assert len(problems) == len(says), problems
+    for problem, wanted in zip(problems, says, strict=True):
+        place, _, part = wanted.partition(" … ")
+        assert problem.startswith(f"r.yaml:{place} ") and part in problem, problem
+
+
 @pytest.fixture(autouse=True)
 def a_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_module.py").write_text("raise RuntimeError('out of cheese')\nclass Model: pass\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def problems(text: str) -> list[str]:
-    Path("r.yaml").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize(("good", "change", "says"), [*cases("light", ["hf"]), *cases("deep")])
+def test_each_mistake_has_its_sentence(good: str, change: list[list[str]], says: list[str]) -> None:
+    Path("r.yaml").write_text(broken(good, change), encoding="utf-8")
     with pytest.raises(RecipeError) as error:
         check(read("r.yaml"))
     assert str(error.value) == "\n".join(error.value.problems)
-    return error.value.problems
-
-
-@pytest.mark.parametrize(("good", "change", "says"), [*cases("light", ["hf"]), *cases("deep")])
-def test_each_mistake_has_its_sentence(good: str, change: list[list[str]], says: list[str]) -> None:
-    assert problems(broken(good, change)) == says
+    assert_said(error.value.problems, says)
 
 
 def test_most_mistakes_are_found_without_importing_anything_heavy_or_of_the_recipe(tmp_path: Path) -> None:
+    for dialect in TABLES:  # the first call imports the frameworks, to learn their words
+        Path("r.yaml").write_text(TABLES[dialect]["good"], encoding="utf-8")
+        read("r.yaml").raise_problems()
     expected = {}
     for number, case in enumerate(cases("light")):
         good, change, says = case.values
@@ -84,14 +90,13 @@ def test_most_mistakes_are_found_without_importing_anything_heavy_or_of_the_reci
         expected[f"{number:03}.case"] = says
     done = subprocess.run([sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected
+    found = json.loads(done.stdout)
+    assert found.keys() == expected.keys()
+    for name, says in expected.items():
+        assert_said(found[name], says)
 
 
 @pytest.mark.parametrize("dialect", TABLES)
 def test_the_recipe_that_is_broken_is_a_good_one(dialect: str) -> None:
     Path("r.yaml").write_text(TABLES[dialect]["good"], encoding="utf-8")
     check(read("r.yaml"))
-
-
-def test_the_table_is_large() -> None:
-    assert len([*cases("light"), *cases("deep")]) >= 130

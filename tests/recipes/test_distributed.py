@@ -167,7 +167,7 @@ def test_a_killed_process_ends_the_run(recipe: Path, sophia: Any, tmp_path: Path
     os.kill(children[1], signal.SIGKILL)
     code, out, err = sophia.finish(process)
     assert code == 128 + signal.SIGKILL
-    assert err.startswith("another process of this run has ended without a word") and len(err.splitlines()) == 1
+    assert "was ended by signal 9" in err and len(err.splitlines()) == 1
     assert "Everything is in" not in out
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
@@ -179,15 +179,6 @@ def test_a_signal_to_one_process_stops_both_at_one_step(recipe: Path, sophia: An
     os.kill(children_of(process)[1], signal.SIGTERM)
     code, out, err = sophia.finish(process)
     assert code == 128 + signal.SIGTERM, err
-    assert_stopped(folder, out)
-
-
-def test_a_vanished_launcher_stops_the_run_with_a_checkpoint(recipe: Path, sophia: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, "training.save_strategy=no", "--nproc", 2, cwd=tmp_path)
-    sophia.wait_for(lambda: last_step(folder) >= 5, process)
-    process.send_signal(signal.SIGKILL)
-    _, out, err = sophia.finish(process)  # the two processes hold its output open until they have ended
     assert_stopped(folder, out)
 
 
@@ -212,11 +203,6 @@ def test_processes_that_cannot_be_connected_are_a_sentence(recipe: Path, monkeyp
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match=r"^WORLD_SIZE is 2, but the 2 processes cannot be connected \(.*MASTER_ADDR"):
         train(recipe, say=lambda line: None)
-
-
-def test_nproc_must_be_a_count(recipe: Path, sophia: Any, tmp_path: Path) -> None:
-    code, _, err = sophia.finish(sophia.start("train", recipe, "--nproc", 0, cwd=tmp_path))
-    assert (code, err) == (2, "--nproc: expected at least 1, found 0\n")
 
 
 def test_nothing_holds_the_process_group_when_a_run_has_ended(recipe: Path, tmp_path: Path, cache: Path) -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from sophia_integrations.cli import main
 from sophia_integrations.errors import RecipeError
 from sophia_integrations.recipes.reading.loader import check, read
-from sophia_integrations.recipes.reading.origins import describe_origins
-from sophia_integrations.recipes.reading.yaml_places import parse
+from sophia_integrations.recipes.reading.yaml_places import RecipeDumper, parse
 
 HERE = Path(__file__).parent
 GOOD = {
@@ -118,7 +117,8 @@ def judged(text: str, *arguments: str, deep: bool = False) -> None:
     except RecipeError as error:
         assert error.problems and all(PLACE.match(problem) for problem in error.problems), error.problems
     else:
-        Path("again.yaml").write_text(describe_origins(draft), encoding="utf-8")
+        values = draft.recipe.settings() if draft.recipe else draft.config
+        Path("again.yaml").write_text(yaml.dump(values, Dumper=RecipeDumper, allow_unicode=True), encoding="utf-8")
         again = read("again.yaml")
         again.raise_problems()
         assert (again.recipe, again.config) == (draft.recipe, draft.config) or "nan" in repr(draft)
@@ -158,8 +158,4 @@ def test_mutated_overrides(text: str, arguments: list[str]) -> None:
 @given(st.lists(st.one_of(st.text(max_size=6), st.sampled_from(["validate", "show", "ls", "-h", "r.yaml", "a=1"]))))
 def test_the_command_line_ends_with_a_code(words: list[str]) -> None:
     for verb in ("show", "validate"):
-        try:
-            code = main([verb, *words])
-        except SystemExit as end:
-            code = end.code
-        assert code in (0, 2)
+        assert main([verb, *words]) in (0, 2)

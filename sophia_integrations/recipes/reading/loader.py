@@ -1,7 +1,7 @@
-"""A recipe file and overrides to a checked recipe, or every problem at once, each with its place.
+"""A recipe file and overrides to a checked recipe, or every problem at once, each with its location.
 
-``read`` is light (no torch, no transformers, nothing of the recipe is run): our own keys, and the frameworks' words as
-their installed text defines them.  ``check`` adds what only the frameworks' own constructors can judge.
+``read`` is light once the JSON Schema of the installed frameworks is known: it imports and runs nothing of theirs or of
+the recipe's.  ``check`` adds what only the frameworks' own constructors can judge.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from ...errors import UserError
 from ..catalog import find
-from .base import KEY, lay_over_base
-from .checks import check_framework_words
-from .combinations import combination_problems
 from .draft import Draft
-from .homes import TOP, unknown_key
-from .lightning import check_lightning_words, is_lightning
-from .overrides import apply_overrides
+from .known import document
+from .layers import BASE, apply_overrides, lay_over_base
+from .lightning import is_lightning
+from .problems import problems
+from .rules import broken_rules
 from .schema import Recipe
-from .wording import expected_found
-from .yaml_places import Parsed, dotted, parse_file
-from .yaml_places import Path as KeyPath
+from .yaml_places import Location, Parsed, parse_file
 
 
 def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
@@ -40,26 +35,19 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
     """
     path = find(file)
     parsed = _parse(path)
-    draft = Draft(path, parsed, parsed.problems)
-    parsed.values.setdefault((), f"{path}:1:1")
-    if parsed.value is None and not draft.problems:
-        draft.add((), "the recipe is empty; it needs framework, task, model, tokenizer, data and training")
-    elif not isinstance(parsed.value, dict) and not draft.problems:
-        draft.add((), "a recipe is a mapping of keys, such as 'framework: hf'")
+    parsed.locations[()] = Location(0, 1, 1, str(path))
+    draft = Draft(path, parsed)
     if not isinstance(parsed.value, dict):
+        if not draft.problems:
+            empty = "the recipe is empty; it needs framework, task, model, tokenizer, data and training"
+            draft.add((), empty if parsed.value is None else "a recipe is a mapping of keys, such as 'framework: hf'")
         return draft
     draft.base = lay_over_base(parsed, path)
     apply_overrides(parsed, overrides)
-    if KEY in parsed.value:
-        draft.add((KEY,), "a base is named in the file, not in an argument", key=True)
-        del parsed.value[KEY]
-    if is_lightning(parsed.value):
-        draft.framework = "lightning"
-        check_lightning_words(parsed.value, draft)
-        if not draft.problems:
-            draft.config = {key: value for key, value in parsed.value.items() if key != "framework"}
-    else:
-        _check_hf(parsed.value, draft)
+    if parsed.value.pop(BASE, None) is not None:
+        draft.add((BASE,), "a base is named in the file, not in an argument")
+    draft.framework = "lightning" if is_lightning(parsed.value) else "hf"
+    _judge(parsed.value, draft)
     return draft
 
 
@@ -70,14 +58,9 @@ def check(draft: Draft) -> Recipe:
         RecipeError: every problem; the frameworks are imported to find them.
     """
     if isinstance(draft.parsed.value, dict):
-        if draft.framework == "lightning":
-            from .lightning_types import check_lightning_types
+        from .construct import construct, construct_lightning
 
-            check_lightning_types(draft.parsed.value, draft)
-        else:
-            from .constructors import construct
-
-            construct(draft.parsed.value, draft)
+        (construct_lightning if draft.framework == "lightning" else construct)(draft.parsed.value, draft)
     draft.raise_problems()
     return draft.recipe  # type: ignore[return-value]
 
@@ -91,39 +74,21 @@ def _parse(path: Path) -> Parsed:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _check_hf(raw: dict[str, Any], draft: Draft) -> None:
-    for where, message in combination_problems(raw):
-        draft.add(where, message, key=True)
-    try:
-        recipe = Recipe.model_validate(raw)
-    except pydantic.ValidationError as error:
-        for item in error.errors(include_url=False):
-            _add_schema_problem(draft, item, raw)
-        recipe = None
-    check_framework_words(raw, draft)
-    if not draft.problems:
-        draft.recipe = recipe
-
-
-def _add_schema_problem(draft: Draft, item: Any, raw: dict[str, Any]) -> None:
-    path: KeyPath = tuple(item["loc"])
-    kind, context = item["type"], item.get("ctx", {})
-    if kind == "extra_forbidden":
-        section = dotted(path[:-1]) or TOP
-        draft.add(path, unknown_key(str(path[-1]), section, set(_known_keys(path[:-1])), raw), key=True)
-    elif kind == "missing":
-        such = ", such as framework: hf" if path == ("framework",) else ""
-        draft.add(path[:-1], f"the key {path[-1]!r} is missing{such}", key=True)
-    elif path == ("framework",):
-        draft.add(path, expected_found(kind, {"expected": "'hf' or 'lightning'"}, item["input"]))
+def _judge(raw: dict[str, Any], draft: Draft) -> None:
+    schema = document(draft.framework, _model_type(raw, draft.framework))
+    for where, message in (*problems(schema, raw), *broken_rules(raw, draft.framework)):
+        draft.add(where, message)
+    if draft.problems:
+        return
+    if draft.framework == "lightning":
+        draft.config = {key: value for key, value in raw.items() if key != "framework"}
     else:
-        draft.add(path, expected_found(kind, context, item["input"]))
+        draft.recipe = Recipe.model_validate(raw)
 
 
-def _known_keys(path: KeyPath) -> list[str]:
-    model: Any = Recipe
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(one for one in options if isinstance(one, type) and issubclass(one, pydantic.BaseModel))
-    return list(model.model_fields)
+def _model_type(raw: dict[str, Any], framework: str) -> str | None:
+    """The kind of model of a new model's config; None where there is none."""
+    value: Any = raw.get("model")
+    for key in ("init_args", "config", "model_type") if framework == "lightning" else ("config", "model_type"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None

@@ -1,181 +1,94 @@
-"""Signatures of classes read from their text: fields and constructor parameters with their types, as far as it says.
-
-Whatever the text does not settle is `Any`: the import, later, judges it.
-"""
+"""Python's types and signatures as JSON Schema: what a constructor of an installed package takes."""
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import enum
-import functools
+import inspect
 import re
+import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from .sources import ClassSource, Module, find, method, named
+Schema = dict[str, Any]
 
-_PLAIN: dict[str, Any] = {
-    "int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list, "tuple": tuple, "None": None,
-    "Dict": dict, "List": list, "Tuple": tuple, "Any": Any, "Optional": typing.Optional, "Union": typing.Union,
-    "Literal": typing.Literal,
+_KINDS = {
+    int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", timedelta: "string",
+    type(None): "null", dict: "object", Mapping: "object",
+    list: "array", tuple: "array", Sequence: "array", Iterable: "array",
 }  # fmt: skip
-_DEEPEST = 12  # brackets inside brackets
 
 
-def fields(source: ClassSource) -> dict[str, Any] | None:
-    """Fields of a dataclass with their types, its ancestors' first; None when one of them is not known."""
-    found: dict[str, Any] = {}
-    for owner in reversed(source.line()):
-        if owner is None:
-            return None
-        for item in owner.node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and _settable(item):
-                found[item.target.id] = annotation(owner.module, item.annotation)
-    return found
+def arguments(chosen: type) -> tuple[dict[str, Schema], list[str]]:
+    """The JSON Schema of each argument of a constructor by its name, and the names of those that have no default."""
+    hints = {name: hint for owner in reversed(chosen.__mro__) for name, hint in _hints(owner).items()}
+    helps = {item.name: item.metadata.get("help") for item in _fields(chosen)}
+    properties, required = {}, []
+    for name, parameter in inspect.signature(chosen).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name.startswith("_"):
+            continue
+        properties[name] = schema_of(hints.get(name, Any))
+        if helps.get(name):
+            first_sentence = re.split(r"(?<=[.?!])\s", " ".join(helps[name].split()), maxsplit=1)[0]
+            properties[name]["description"] = first_sentence
+        if parameter.default is parameter.empty:
+            required.append(name)
+    return properties, required
 
 
-def _settable(item: ast.AnnAssign) -> bool:
-    if ast.unparse(item.annotation).startswith(("ClassVar", "typing.ClassVar", "InitVar")):
-        return False
-    options = item.value.keywords if isinstance(item.value, ast.Call) else []
-    return not any(
-        word.arg == "init" and isinstance(word.value, ast.Constant) and word.value.value is False for word in options
-    )
+def _fields(chosen: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(chosen) if dataclasses.is_dataclass(chosen) else ()
 
 
-def annotation(home: Module, node: ast.expr | None, depth: int = 0) -> Any:
-    """The type that an annotation's text stands for; `Any` for whatever it does not settle."""
+def _hints(owner: type) -> dict[str, Any]:
+    """The types of a class's own arguments; none where an annotation names what exists for type checkers only."""
+    import torch
+
     try:
-        return _annotation(home, node, depth)
-    except (SyntaxError, ValueError, TypeError):  # what typing would refuse too, or a literal that is a name
-        return Any
+        return typing.get_type_hints(owner if _fields(owner) else owner.__init__, localns={"torch": torch})
+    except Exception:
+        return {}
 
 
-def _annotation(home: Module, node: ast.expr | None, depth: int) -> Any:
-    read: Callable[[ast.expr], Any] = lambda part: annotation(home, part, depth + 1)  # noqa: E731
-    if node is None or depth > _DEEPEST:
-        return Any
-    if isinstance(node, ast.Constant):
-        if node.value is None:
-            return None
-        return read(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else Any
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return typing.Union[read(node.left), read(node.right)]  # noqa: UP007
-    if isinstance(node, ast.Subscript):
-        return _subscripted(read, node)
-    name = ast.unparse(node).removeprefix("typing.")
-    if name in _PLAIN:
-        return _PLAIN[name]
-    return _enumeration(named(home, node))
+def schema_of(hint: Any) -> Schema:
+    """The JSON Schema of the values of a type; {} where the type does not settle it.
 
-
-def _subscripted(read: Callable[[ast.expr], Any], node: ast.Subscript) -> Any:
-    origin = _PLAIN.get(ast.unparse(node.value).removeprefix("typing."), Any)
-    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    if origin is typing.Literal:
-        return typing.Literal[tuple(ast.literal_eval(part) for part in parts)]
-    if origin in (typing.Union, typing.Optional):
-        options = tuple(read(part) for part in parts)
-        return typing.Union[(*options, None) if origin is typing.Optional else options]  # noqa: UP007
-    if origin in (list, dict):
-        return origin[tuple(read(part) for part in parts)]
-    return Any
-
-
-@functools.cache
-def _members(path: str) -> Any:
-    source = find(path)
-    assert source is not None
-    members = [item for item in source.node.body if isinstance(item, ast.Assign)]
-    values = {
-        ast.unparse(item.targets[0]): item.value.value for item in members if isinstance(item.value, ast.Constant)
-    }
-    return enum.Enum(source.node.name, values) if values and len(values) == len(members) else Any  # type: ignore[misc]
-
-
-def _enumeration(source: ClassSource | None) -> Any:
-    if source is None or not any("Enum" in ast.unparse(base) for base in source.node.bases):
-        return Any
-    return _members(source.path)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a constructor."""
-
-    annotation: Any
-    required: bool
-
-
-def parameters(source: ClassSource) -> tuple[dict[str, Parameter], bool]:
-    """The constructor's parameters without ``self``, and whether it may take others that the text does not name.
-
-    What a constructor takes out of its ``**kwargs`` by name, and what its ancestors name, is among them.
+    Text beside an enumeration is taken for its members alone, as in ``IntervalStrategy | str``.
     """
-    found: dict[str, Parameter] = {}
-    for owner in source.line():
-        if owner is None:
-            return found, True
-        own = method(owner, "__init__")
-        if own is not None:
-            for name, parameter in _signature(owner.module, own).items():
-                found.setdefault(name, parameter)
-            if own.args.kwarg is None:
-                return found, bool(own.decorator_list)
-            for name in _popped(own):
-                found.setdefault(name, Parameter(Any, required=False))
-        elif any("dataclass" in ast.unparse(decorator) for decorator in owner.node.decorator_list):
-            return found, True
-    return found, True
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = typing.get_args(hint) if union else (hint,)
+    if any(isinstance(part, enum.EnumMeta) for part in parts):
+        parts = tuple(part for part in parts if part is not str)
+    if float in parts:
+        parts = tuple(part for part in parts if part is not int)
+    known = [_one(part) for part in parts]
+    if {} in known:
+        return {}
+    words = [word for part in known for word in part.get("enum", ())]
+    plain = [part["type"] for part in known if part.keys() == {"type"}]
+    nested = [part for part in known if "enum" not in part and part.keys() != {"type"}]
+    found = [{"enum": words}] if words else []
+    found += [{"type": plain[0] if len(plain) == 1 else sorted(set(plain))}] if plain else []
+    found += nested
+    return found[0] if len(found) == 1 else {"anyOf": found}
 
 
-def method_parameters(source: ClassSource, name: str) -> dict[str, Parameter]:
-    """The parameters of a method that the class itself defines; empty when there is none."""
-    own = method(source, name)
-    return _signature(source.module, own) if own is not None else {}
-
-
-def _popped(node: ast.FunctionDef) -> list[str]:
-    """The names in ``kwargs.pop("name")``."""
-    assert node.args.kwarg is not None
-    return [
-        call.args[0].value
-        for call in ast.walk(node)
-        if isinstance(call, ast.Call)
-        and ast.unparse(call.func) == f"{node.args.kwarg.arg}.pop"
-        and isinstance(call.args[0], ast.Constant)
-        and isinstance(call.args[0].value, str)
-    ]
-
-
-def _signature(home: Module, node: ast.FunctionDef) -> dict[str, Parameter]:
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args][1:]
-    first = len(named) - len(arguments.defaults)
-    found = {item.arg: Parameter(annotation(home, item.annotation), index < first) for index, item in enumerate(named)}
-    for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found[item.arg] = Parameter(annotation(home, item.annotation), default is None)
-    return found
-
-
-def helps(source: ClassSource) -> dict[str, str]:
-    """The first sentence of what a dataclass says of each field in ``metadata={"help": …}``."""
-    found: dict[str, str] = {}
-    for owner in reversed(source.line()):
-        for item in owner.node.body if owner is not None else ():
-            if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Call):
-                for word in item.value.keywords:
-                    text = _help(word.value) if word.arg == "metadata" else None
-                    if text:
-                        found[ast.unparse(item.target)] = text
-    return found
-
-
-def _help(node: ast.expr) -> str | None:
-    try:
-        said = ast.literal_eval(node)
-        return re.split(r"(?<=[.?!])\s", " ".join(said["help"].split()), maxsplit=1)[0]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _one(part: Any) -> Schema:
+    origin, inner = typing.get_origin(part) or part, typing.get_args(part)
+    if isinstance(origin, enum.EnumMeta):
+        return {"enum": [member.value for member in origin]}  # type: ignore[var-annotated]
+    if origin is typing.Literal:
+        return {} if any("[" in str(word) for word in inner) else {"enum": list(inner)}  # 'name_[number]' is a pattern
+    kind = _KINDS.get(origin)
+    if kind is None:
+        return {}
+    if origin is tuple and inner and Ellipsis not in inner:
+        return {"type": kind, "items": schema_of(typing.Union[inner]), "minItems": len(inner), "maxItems": len(inner)}  # noqa: UP007  # fmt: skip
+    if kind == "array" and inner:
+        return {"type": kind, "items": schema_of(inner[0])}
+    if kind == "object" and inner and schema_of(inner[1]):
+        return {"type": kind, "additionalProperties": schema_of(inner[1])}
+    return {"type": kind}

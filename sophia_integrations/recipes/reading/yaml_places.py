@@ -1,4 +1,4 @@
-"""YAML 1.2 text to plain values, remembering the place of every key and value; never builds other objects.
+"""YAML 1.2 text to plain values, remembering the location of every key and value; never builds other objects.
 
 Differs from ``yaml.safe_load`` where that surprises people who write settings: ``1e-4`` is a number, ``no`` is text
 (as in ``eval_strategy: no``), a key given twice is a problem.
@@ -6,12 +6,11 @@ Differs from ``yaml.safe_load`` where that surprises people who write settings: 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -48,25 +47,48 @@ for _name, (_pattern, _first) in _CORE.items():
     RecipeDumper.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
 
 
-@dataclass
-class Parsed:
-    """A value, where its keys and values stand, and what was wrong with the text.
+class Location(NamedTuple):
+    """A place in the text; they sort as a reader meets them.
 
-    ``keys[path]`` and ``values[path]`` are printable places such as ``file.yaml:3:1``.  ``unread`` are the paths whose
-    value stands as None because of a problem.
+    Attributes:
+        order: 0 for the recipe's own file, 1 for its base, 2 for the arguments.
+        line, column: from 1; of an argument, its number and 0.
+        source: the file, or the argument as it was given.
     """
 
-    value: Any = None
-    keys: dict[Path, str] = field(default_factory=dict)
-    values: dict[Path, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    unread: set[Path] = field(default_factory=set)
+    order: int
+    line: int
+    column: int
+    source: str
 
-    def place(self, path: Path, *, key: bool = False) -> str:
-        """The place of `path`, or of its nearest ancestor that the text contains."""
-        while path and path not in self.values:
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.column else self.source
+
+
+class Problem(NamedTuple):
+    """One mistake: where, at which key, and a sentence."""
+
+    location: Any
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(self.location), dotted(self.path), self.message) if part)
+
+
+@dataclass
+class Parsed:
+    """A value, where each key of a mapping and each entry of a list stands, and what was wrong with the text."""
+
+    value: Any = None
+    locations: dict[Path, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def location(self, path: Path) -> Any:
+        """The location of `path`, or of its nearest ancestor that the text contains."""
+        while path and path not in self.locations:
             path = path[:-1]
-        return (self.keys if key and path in self.keys else self.values).get(path, "")
+        return self.locations.get(path)
 
 
 def dotted(path: Path) -> str:
@@ -77,113 +99,95 @@ def dotted(path: Path) -> str:
     return text
 
 
-def parse_file(file: FilePath) -> Parsed:
+def parse_file(file: FilePath, order: int = 0) -> Parsed:
     """Reads the YAML document in `file`; raises `OSError`, or `ValueError` for what is not UTF-8."""
-    return parse(file.read_text(encoding="utf-8-sig"), lambda line, column: f"{file}:{line}:{column}")
+    text = file.read_text(encoding="utf-8-sig")
+    return parse(text, lambda line, column: Location(order, line, column, str(file)))
 
 
-def parse(text: str, where: Callable[[int, int], str]) -> Parsed:
-    """Reads one YAML document; `where(line, column)`, both from 1, words a place.  Never raises for bad text."""
+def parse(text: str, where: Callable[[int, int], Any]) -> Parsed:
+    """Reads one YAML document; `where(line, column)`, both from 1, makes a location.  Never raises for bad text."""
     parsed = Parsed()
+
+    def refuse(line: int, column: int, reason: str) -> None:
+        parsed.value = None
+        parsed.problems.append(Problem(where(line + 1, column + 1), (), f"not valid YAML: {reason}"))
+
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
+        if node is not None:
+            parsed.value = _Builder(parsed, where).build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = where(mark.line + 1, mark.column + 1) if mark else where(1, 1)
         named = "alias" in f"{error.problem} {error.context}"
         hint = "; put quotes around text that begins with '*' or '&'" if named else ""
-        parsed.problems.append(f"{place}: not valid YAML: {error.problem or error.context}{hint}")
-        return parsed
+        refuse(mark.line if mark else 0, mark.column if mark else 0, f"{error.problem or error.context}{hint}")
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
+        before = text[: error.position]
         code = error.character if isinstance(error.character, int) else ord(error.character)
-        parsed.problems.append(f"{where(line, column)}: not valid YAML: the character U+{code:04X} is not allowed")
-        return parsed
+        column = len(before) - before.rfind("\n") - 1
+        refuse(before.count("\n"), column, f"the character U+{code:04X} is not allowed")
     except RecursionError:
-        parsed.problems.append(f"{where(1, 1)}: not valid YAML: nested too deeply")
-        return parsed
-    if node is not None:
-        builder = _Builder(parsed, where)
-        parsed.value = builder.build(node, ())
-        if builder.built > _MOST_VALUES:
-            parsed.value = None
+        refuse(0, 0, "nested too deeply, or its aliases stand for too many values")
     return parsed
 
 
 class _Builder:
     """Walks the node tree of one document and fills a `Parsed`."""
 
-    def __init__(self, parsed: Parsed, where: Callable[[int, int], str]) -> None:
-        self.parsed, self.where, self.open = parsed, where, set[int]()
-        self.built = 0
+    def __init__(self, parsed: Parsed, where: Callable[[int, int], Any]) -> None:
+        self.parsed, self.where = parsed, where
 
-    def build(self, node: yaml.Node, path: Path) -> Any:
-        place = self.parsed.values[path] = self._place(node)
-        if id(node) in self.open:
-            return self._unread(place, path, "an alias may not contain itself")
-        self.built += 1
-        if self.built > _MOST_VALUES:
-            if self.built == _MOST_VALUES + 1:
-                self._unread(place, path, f"the text stands for more than {_MOST_VALUES:,} values")
-            return None
-        self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
-                return self._mapping(node, path)
-            if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
-                return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
-            if isinstance(node, yaml.ScalarNode):
-                return self._scalar(node, place, path)
-            return self._unread(place, path, f"the tag {node.tag} is not allowed here")
-        finally:
-            self.open.discard(id(node))
+    def build(self, node: yaml.Node, path: Path, location: Any = None) -> Any:
+        """The value of a node; `location` is where its key stands."""
+        location = self.parsed.locations[path] = location or self._locate(node)
+        if len(self.parsed.locations) > _MOST_VALUES:
+            raise RecursionError
+        if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
+            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path, location)
+        return self._refuse(location, path, f"the tag {node.tag} is not allowed here")
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            place = self._place(key_node)
+            location = self._locate(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _PREFIX + "str":
-                self._problem(place, path, "every key must be text")
+                self._refuse(location, path, "every key must be text")
                 continue
-            key = self._scalar(key_node, place, (*path, "?"))
-            if key is None:
-                continue
+            key = self._scalar(key_node, path, location)
             here = (*path, key)
             if key in mapping:
-                first = self.parsed.keys[here]
-                self._problem(place, here, f"this key is given twice (first at {first}); keep one")
-                continue
-            mapping[key] = self.build(value_node, here)
-            self.parsed.keys[here] = place
+                first = self.parsed.locations[here]
+                self._refuse(location, here, f"this key is given twice (first at {first}); keep one")
+            elif key is not None:
+                mapping[key] = self.build(value_node, here, location)
         return mapping
 
-    def _scalar(self, node: yaml.ScalarNode, place: str, path: Path) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path, location: Any) -> Any:
         kind, text = node.tag.removeprefix(_PREFIX), node.value
         if kind == "str":
             odd = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
-            return text if odd is None else self._unread(place, path, f"the character U+{ord(odd):04X} is not allowed")
+            if odd is not None:
+                return self._refuse(location, path, f"the character U+{ord(odd):04X} is not allowed")
+            return text
         if kind not in _CORE or not _CORE[kind][0].match(text):
-            return self._unread(place, path, f"the tag {node.tag} does not fit {text!r}")
+            return self._refuse(location, path, f"the tag {node.tag} does not fit {text!r}")
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
+        if len(text) > _MOST_DIGITS:
+            return self._refuse(location, path, f"a number of more than {_MOST_DIGITS} digits")
         if kind == "int":
-            if len(text) > _MOST_DIGITS:
-                return self._unread(place, path, f"a number of more than {_MOST_DIGITS} digits")
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-        special = {"inf": math.inf, "nan": math.nan}.get(text.lower().lstrip("+-.")[:3])
-        if special is None:
-            return float(text)
-        return -special if text.startswith("-") else special
+        return float(re.sub(r"\.(?=[in])", "", text.lower()))  # .inf and .nan
 
-    def _place(self, node: yaml.Node) -> str:
+    def _locate(self, node: yaml.Node) -> Any:
         return self.where(node.start_mark.line + 1, node.start_mark.column + 1)
 
-    def _unread(self, place: str, path: Path, message: str) -> None:
-        self.parsed.unread.add(path)
-        self._problem(place, path, message)
-
-    def _problem(self, place: str, path: Path, message: str) -> None:
-        self.parsed.problems.append(f"{place}: {dotted(path)}: {message}" if path else f"{place}: {message}")
+    def _refuse(self, location: Any, path: Path, message: str) -> None:
+        self.parsed.problems.append(Problem(location, path, message))
