@@ -20,7 +20,7 @@ import pytest
 from support import run_worker
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.recipes.running.checkpoints import last_good
+from sophia_integrations.recipes.running.checkpoints import newest_whole
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
@@ -58,7 +58,7 @@ def test_killed_while_saving(kills: int, recipe: Path, sophia: Any, tmp_path: Pa
         _, out, _ = sophia.finish(process)
         assert "Skipping" not in out
         said: list[str] = []
-        found = last_good(folder, said.append)
+        found = newest_whole(folder, said.append)
         assert not said and found is not None and found.step > newest
         newest = found.step
     process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up(recipe: Path, sophia: Any, small_disk: tuple[Path,
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].endswith("it goes on from the last whole checkpoint")
     said: list[str] = []
-    found = last_good(folder, said.append)
+    found = newest_whole(folder, said.append)
     assert not said and not (folder / ".saving").exists()
     (disk / "full").unlink(missing_ok=True)
     code, out, err = sophia.finish(sophia.start("train", recipe, *settings, cwd=tmp_path))

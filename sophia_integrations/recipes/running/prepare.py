@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from .anywhere import read_anywhere
-from .folder import RunFolder
-from .plan import memory
-from .train import folder_and_settings, require_packages, require_packages_of
+from ...errors import UserError, first_line
+from ..reading.schema import Recipe
+from .dry_run import build_alone, resolve_for_this_machine
+from .run_folder import RunFolder
 
-_NEEDED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+_CONFIGS = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 _WEIGHTS = ("*.safetensors", "*.bin")
 _ELSEWHERE = ["*/*"]  # folders of a repository hold the weights in other forms
 
@@ -22,7 +21,7 @@ _ELSEWHERE = ["*/*"]  # folders of a repository hold the weights in other forms
 def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object]) -> None:
     """Fetches data, tokenizer and weights into the caches of this machine and tokenizes the data there.
 
-    Says what is where and how big it is.  Writes no run folder.
+    Says what is where.  Writes no run folder.
 
     Args:
         file: the recipe.
@@ -32,21 +31,20 @@ def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
     Raises:
         UserError: something cannot be had, or the data does not fit the recipe.
     """
-    require_packages()
-    draft, adapted = read_anywhere(file, overrides)
-    lightning = draft.framework == "lightning"
-    require_packages_of(lightning)
-    folder, settings = folder_and_settings(adapted)
-    model = (settings["model"].get("init_args") or {}) if lightning else settings["model"]
+    _, here = resolve_for_this_machine(file, overrides)
+    lightning = here.recipe is None
+    model = (here.settings["model"].get("init_args") or {}) if lightning else here.settings["model"]
     if isinstance(model.get("pretrained"), str):
-        place = fetch_weights(model)
-        say(f"weights: {model['pretrained']}, {memory(_bytes(place))} in {place}")
-    with tempfile.TemporaryDirectory(prefix="sophia-prepare-") as temporary:
-        aside = RunFolder(Path(temporary) / "run", folder.setting)
-        aside.path.mkdir()
-        (_prepare_lightning if lightning else _prepare)(settings, aside, say)
-    for line in _where():
-        say(line)
+        say(f"weights: {model['pretrained']} in {fetch_weights(model)}")
+    if here.recipe is not None:
+        _prepare(here.recipe, say)
+    else:
+        data = build_alone(here.settings, say).datamodule
+        if data is not None:
+            data.prepare_data()
+    from ...text.cache import cache_dir
+
+    say(f"tokens and tokenizers: in {cache_dir()}")
     say(f"Ready: {file} trains without the network; HF_HUB_OFFLINE=1 makes sure of it.")
 
 
@@ -61,76 +59,33 @@ def fetch_weights(model: Mapping[str, Any]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = model["pretrained"]
-    if Path(wanted).is_dir():
-        place = Path(wanted)
-    else:
-        for weights in _WEIGHTS:
+    place = Path(model["pretrained"])
+    for weights in _WEIGHTS:
+        if not Path(model["pretrained"]).is_dir():
+            options = {"allow_patterns": [*_CONFIGS, weights], "ignore_patterns": _ELSEWHERE}
             try:
-                options = {"allow_patterns": [*_NEEDED, weights], "ignore_patterns": _ELSEWHERE}
-                place = Path(snapshot_download(wanted, revision=model.get("revision"), **options))
+                place = Path(snapshot_download(model["pretrained"], revision=model.get("revision"), **options))
             except Exception as error:  # no such id, no network, a gate, a full disk: each has its own class
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(f"model.pretrained: {wanted!r} cannot be fetched: {reason}") from None
-            if any(place.glob(weights)):
-                break
-    if not any(path for weights in _WEIGHTS for path in place.glob(weights)):
-        raise UserError(f"model.pretrained: {place} holds no weights ({' or '.join(_WEIGHTS)})")
-    return place
+                raise UserError(
+                    f"model.pretrained: {model['pretrained']!r} cannot be fetched: {first_line(error)}"
+                ) from None
+        if any(place.glob(weights)):
+            return place
+    raise UserError(f"model.pretrained: {place} holds no weights ({' or '.join(_WEIGHTS)})")
 
 
-def _prepare(settings: dict[str, Any], aside: RunFolder, say: Callable[[str], object]) -> None:
-    from ..reading.schema import Recipe
+def _prepare(recipe: Recipe, say: Callable[[str], object]) -> None:
     from .data import load_data
-    from .model import empty_model
-    from .trainer import build_arguments
+    from .model import build_model
+    from .trainer_run import build_arguments
 
-    recipe = Recipe.model_validate(settings)
-    tokenizer, data = load_data(recipe, aside, build_arguments(recipe.training, aside).seed, say)
+    seed = build_arguments(recipe.training, RunFolder(Path(tempfile.gettempdir(), "unused"))).seed
+    tokenizer, data = load_data(recipe, seed, say)
     say(data.describe())
-    empty_model(recipe.model, recipe.task, tokenizer, data)
+    build_model(recipe.model, recipe.task, tokenizer, data, seed, empty=True)
     hub = recipe.data.hub
     if "train" not in data.counts and hub is not None and not Path(hub.path).is_dir():
         raise UserError(
             f"data.streaming: the rows of {hub.path} are fetched while training, so this recipe cannot train offline; "
             "leave streaming out to fetch them all"
         )
-
-
-def _prepare_lightning(settings: dict[str, Any], aside: RunFolder, say: Callable[[str], object]) -> None:
-    import torch
-
-    from ...lightning import TextDataModule
-    from .lightning.dry_run import for_this_machine
-    from .lightning.run import build, quiet
-    from .lightning.settings import for_this_run
-
-    here, _ = for_this_machine(settings)
-    small = (here["model"].get("init_args") or {}).get("config") is not None
-    with quiet(), torch.device("meta") if small else torch.device("cpu"):
-        cli = build(for_this_run(here, aside), [])
-    if isinstance(cli.datamodule, TextDataModule):
-        cli.datamodule.say = say
-    if cli.datamodule is not None:
-        cli.datamodule.prepare_data()
-
-
-def _where() -> list[str]:
-    """The caches that hold something."""
-    from huggingface_hub import constants
-
-    from ...text.cache import cache_dir
-
-    caches = {"tokens and tokenizers": cache_dir(), "models of the hub": Path(constants.HF_HUB_CACHE)}
-    try:
-        from datasets import config
-
-        caches["data sets"] = Path(config.HF_DATASETS_CACHE)
-    except ImportError:
-        pass
-    sizes = {name: _bytes(place) for name, place in caches.items() if place.is_dir()}
-    return [f"{name}: {memory(size)} in {caches[name]}, of all recipes" for name, size in sizes.items() if size]
-
-
-def _bytes(place: Path) -> int:
-    return sum(path.stat().st_size for path in {path.resolve() for path in place.rglob("*") if path.is_file()})

@@ -1,114 +1,124 @@
-"""A ``transformers.Trainer`` for a recipe: arguments, datasets and our callbacks."""
+"""A ``transformers.Trainer`` whose run can be stopped at any moment and goes on exactly, and its run folder's callback.
+
+Of the Trainer's own methods only those that it documents for overriding are overridden: `training_step` and `log`.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+from pathlib import Path
+from typing import Any
 
-from ...errors import UserError
-from ...text.stream import Stream
-from .folder import RunFolder
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from .checkpoints import COUNTS, Checkpoint, drop_oldest, put_in_place
+from .run_folder import RunFolder, write_text
+from .run_log import RunLog, tokens_in
+from .signals import StopRequest
 
-    from ...text.prepare import Prepared
-    from .metrics import MetricsWriter
-    from .processes import Processes
-    from .resume import StopOnSignal
-    from .saving import RecipeTrainer
-
-
-@dataclass(frozen=True)
-class Watch:
-    """The callbacks that are asked something after training."""
-
-    stop: StopOnSignal
-    metrics: MetricsWriter
+_LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
+_EVALUATED = {"eval_loss": "eval_loss", "eval_accuracy": "eval_accuracy"}
 
 
-def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArguments:
-    """The recipe's TrainingArguments.
+class RecipeTrainer(Trainer):
+    """A Trainer that counts the loss since the last log by itself, and tokens, so that a checkpoint can carry both.
 
-    Ours, unless the recipe says otherwise: reports go to TensorBoard, a loss that is not finite is shown as such,
-    memory is pinned only for a GPU, several processes take every parameter to have a gradient.
+    The Trainer forgets the loss summed so far, and its first log after a resume in mid-interval averages fewer steps.
     """
-    import torch
-    from transformers import TrainingArguments
 
-    ours = {
-        "report_to": ["tensorboard"],
-        "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,
-    }
-    arguments = TrainingArguments(**{**ours, **training, "output_dir": str(folder.path), "disable_tqdm": True})
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several GPUs are trained on by several processes, never by DataParallel
-    return arguments
+    def start_counting(self, checkpoint: Checkpoint | None = None) -> None:
+        """From nothing, or where `checkpoint` was saved."""
+        before = checkpoint.counts() if checkpoint is not None else {}
+        device, rank = self.args.device, self.args.process_index
+        self._loss = torch.tensor(before["loss"][rank] if before else 0.0, device=device)
+        self._tokens = torch.tensor(before["tokens"][rank] if before else 0, device=device)
+        self._logged_at = before.get("logged_at", 0 if checkpoint is None else checkpoint.step)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._loss = self._loss + loss
+        self._tokens = self._tokens + tokens_in(inputs)
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            self._tokens = self._tokens + (inputs["labels"] >= 0).sum()
+        return loss
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and not self.args.logging_nan_inf_filter:
+            logs["loss"] = self._loss_of_ranks().mean().item() / (self.state.global_step - self._logged_at)
+        if "loss" in logs:
+            self._loss, self._logged_at = torch.zeros_like(self._loss), self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    def counts(self) -> dict[str, Any]:
+        """What a checkpoint carries; every process must call this."""
+        tokens = self.accelerator.gather(self._tokens.reshape(1)).tolist()
+        return {"loss": self._loss_of_ranks().tolist(), "tokens": tokens, "logged_at": self._logged_at}
+
+    def _loss_of_ranks(self) -> Tensor:
+        return self.accelerator.gather(self._loss.reshape(1))
 
 
-def build_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Prepared,
-    arguments: TrainingArguments,
-    folder: RunFolder,
-    processes: Processes,
-) -> tuple[RecipeTrainer, Watch]:
-    """The Trainer, ready to train or evaluate.  Raises `UserError` for more loader workers than a stream has files."""
-    from transformers import PrinterCallback
-    from transformers.utils.logging import disable_progress_bar
+class RunFolderCallback(TrainerCallback):
+    """Writes a Trainer's logs and checkpoints into its run folder, and stops it after a signal.
 
-    from ...hf.loss_scale import divide_where_the_model_does_not
-    from .metrics import MetricsWriter
-    from .progress import RunProgress
-    from .resume import RunningLoss, StopOnSignal
-    from .saving import RecipeTrainer
+    The Trainer saves aside, into its `output_dir`; here each checkpoint gets its place once all of it is there.
 
-    _require_files(data.train, arguments.dataloader_num_workers)
-    disable_progress_bar()  # one bar per saved file would break ours
-    running_loss = RunningLoss()
-    watch = Watch(StopOnSignal(processes), MetricsWriter(folder.metrics))
-    before = os.environ.get("TENSORBOARD_LOGGING_DIR")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)  # the only way to name it
-    try:
-        trainer = RecipeTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            processing_class=tokenizer,
-            data_collator=data.collate,
-            compute_metrics=_accuracy if data.labels is not None else None,
-            preprocess_logits_for_metrics=_most_likely if data.labels is not None else None,
-            callbacks=[running_loss, watch.metrics, RunProgress(), watch.stop],
+    Args:
+        folder: the run folder.
+        log: its log.
+        stop: the wish to stop; then the step is finished and a checkpoint saved.
+        keep: checkpoints at most; None for all.
+    """
+
+    def __init__(self, folder: RunFolder, log: RunLog, stop: StopRequest, keep: int | None) -> None:
+        self.folder, self.run_log, self.stop, self.keep = folder, log, stop, keep
+        self.processes = stop.processes
+        self.trainer: RecipeTrainer | None = None  # set once there is one
+        self.checkpoint: Checkpoint | None = None  # where training goes on
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.start_counting(self.checkpoint)
+        if self.processes.main:
+            self.run_log.begin(state.global_step, state.max_steps)
+            self.run_log.show_bar()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.run_log.move(state.global_step)
+        if self.stop.agree() is not None and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.stop.signal is not None and state.global_step < state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = False
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not self.processes.main or not logs:
+            return
+        names, write = (
+            (_EVALUATED, self.run_log.validation) if "eval_loss" in logs else (_LOGGED, self.run_log.training)
         )
-    finally:
-        if before is None:
-            del os.environ["TENSORBOARD_LOGGING_DIR"]
-        else:
-            os.environ["TENSORBOARD_LOGGING_DIR"] = before
-    trainer.remove_callback(PrinterCallback)
-    divide_where_the_model_does_not(trainer, data.collate([data.validation[0]]))
-    running_loss.trainer = trainer
-    trainer.processes = processes
-    return trainer, watch
+        if "loss" in logs or "eval_loss" in logs:
+            figures = {ours: logs[name] for name, ours in names.items() if name in logs}
+            figures |= {name: value for name, value in logs.items() if name.startswith("sophia/")}
+            write(state.global_step, state.epoch, figures)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        counts = self.trainer.counts()
+        new = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if state.best_model_checkpoint == str(new):
+            state.best_model_checkpoint = str(self.folder.path / new.name)
+        self.processes.agree()  # every process has written its part
+        if self.processes.main:
+            write_text(new / COUNTS, json.dumps(counts))
+            state.save_to_json(str(new / "trainer_state.json"))
+            put_in_place(new, self.folder.path)
+            drop_oldest(self.folder.path, self.keep, state.best_model_checkpoint)
+        self.processes.agree()
 
-def _require_files(rows: Any, workers: int) -> None:
-    if isinstance(rows, Stream) and workers > rows.files:
-        raise UserError(
-            f"training.dataloader_num_workers: each worker reads files of its own, and the stream has {rows.files}; "
-            f"give at most {rows.files}"
-        )
-
-
-def _most_likely(logits: Any, labels: Any) -> Any:
-    """The class of the largest logit: all that is kept of an evaluation."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
-
-
-def _accuracy(evaluated: Any) -> dict[str, float]:
-    return {"accuracy": float((evaluated.predictions == evaluated.label_ids).mean())}
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run_log.close()
