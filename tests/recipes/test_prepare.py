@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import socket
 from pathlib import Path
@@ -71,8 +70,7 @@ def test_training_then_makes_nothing_anew(recipe: Path, empty_cache: Path, offli
     said = prepared(recipe)
     assert any(line.startswith("Tokens: reading") for line in said)
     assert any(line.startswith("train: 6 documents") for line in said)
-    where = rf"^tokens and tokenizers: [\d.]+ kB in {re.escape(str(empty_cache))}, of all recipes$"
-    assert re.search(where, "\n".join(said), re.M)
+    assert f"tokens and tokenizers: in {empty_cache}" in said
     assert said[-1] == f"Ready: {recipe} trains without the network; HF_HUB_OFFLINE=1 makes sure of it."
     assert not (tmp_path / "runs").exists()
     before = sorted(path.name for path in empty_cache.rglob("*"))
@@ -84,7 +82,7 @@ def test_training_then_makes_nothing_anew(recipe: Path, empty_cache: Path, offli
 
 def test_model_and_data_of_a_local_repository(hub: Path, empty_cache: Path, offline: None, tmp_path: Path) -> None:
     said = prepared(hub)
-    assert re.fullmatch(rf"weights: {tmp_path}/model, [\d.]+ kB in {tmp_path}/model", said[0])
+    assert said[0] == f"weights: {tmp_path}/model in {tmp_path}/model"
     again: list[str] = []
     assert train(hub, say=again.append).trained
     assert not [line for line in again if line.startswith(("Tokens:", "Tokenizer:"))]
