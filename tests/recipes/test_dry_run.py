@@ -40,7 +40,7 @@ def test_the_numbers_of_a_small_recipe(recipe: Path, tmp_path: Path) -> None:
     said = lines_of(recipe)
     assert line(said, "model: ") == "model: gpt2, 23,328 parameters, optimizer sophia"
     assert line(said, "optimizer step: ") == "optimizer step: 4 rows × 32 tokens = 128 tokens"
-    assert line(said, "steps: ") == "steps: 120 (15,360 tokens), 9.23 epochs of 52 rows"
+    assert line(said, "steps: ") == "steps: 120, 15,360 tokens, 9.23 epochs"
     assert line(said, "Hessian passes: ") == "Hessian passes: 30, one every 4 steps"
     assert said[-1] == "Nothing was trained, and no run folder written."
     assert not (tmp_path / "runs").exists()
@@ -50,7 +50,7 @@ def test_it_is_worked_out_for_several_processes(recipe: Path, capsys: pytest.Cap
     assert main(["train", str(recipe), "--dry-run", "--nproc", "2"]) == 0
     out = capsys.readouterr().out
     assert "\noptimizer step: 4 rows × 2 processes × 32 tokens = 256 tokens\n" in out
-    assert "\nsteps: 120 (30,720 tokens), 17.14 epochs of 52 rows\n" in out
+    assert "\nsteps: 120, 30,720 tokens, 17.14 epochs\n" in out
 
 
 def test_what_it_says_is_what_the_run_then_is(recipe: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_it_says_is_what_the_run_then_is(recipe: Path, tmp_path: Path) -> N
     said = lines_of(epochs, *settings)
     folder = train(epochs, settings, say=lambda text: None).folder
     summary = json.loads((folder / "summary.json").read_text())
-    assert f"steps: {summary['steps']} (" in line(said, "steps: ")
+    assert f"steps: {summary['steps']}, " in line(said, "steps: ")
     assert f"Hessian passes: {summary['hessian_updates']}, " in line(said, "Hessian passes: ")
     assert f"{summary['parameters']:,} parameters" in line(said, "model: ")
 

@@ -21,7 +21,7 @@ COUNTS = "counts.json"
 """What `RecipeTrainer` has counted, in a checkpoint."""
 
 _STATE = "trainer_state.json"
-_DROPPED, _REPLACED = ".dropped-", ".replaced-"
+_DROPPED = ".dropped-"
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,10 @@ def _read(path: Path, step: int) -> None:
 
 def put_in_place(new: Path, folder: Path) -> None:
     """Gives the checkpoint `new`, written elsewhere on the same disk, its place in `folder`, once the disk holds it."""
-    _flush(new)
-    target, replaced = folder / new.name, folder / f"{_REPLACED}{new.name}"
-    if target.exists():
-        target.rename(replaced)
-    new.rename(target)
-    _flush_folder(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if not (folder / new.name).exists():  # or it has been saved at this very step
+        _flush(new)
+        new.rename(folder / new.name)
+        _flush_folder(folder)
 
 
 def drop_oldest(folder: Path, keep: int | None, best: str | None = None) -> None:
@@ -125,13 +122,7 @@ def drop_oldest(folder: Path, keep: int | None, best: str | None = None) -> None
 
 
 def tidy(folder: Path) -> None:
-    """Takes away what a crash left in the middle of saving; a checkpoint that was being replaced is put back."""
-    for path in folder.glob(f"{_REPLACED}*"):
-        target = folder / path.name.removeprefix(_REPLACED)
-        if target.exists():
-            _drop(path)
-        else:
-            path.rename(target)
+    """Takes away what a crash left in the middle of saving or dropping one."""
     for path in [folder / SAVING, *folder.glob(f"{_DROPPED}*")]:
         shutil.rmtree(path, ignore_errors=True)
 

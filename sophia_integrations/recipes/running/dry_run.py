@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..reading.draft import Draft
 from ..reading.loader import check, read
@@ -17,54 +16,7 @@ from .resolved import Resolved, resolve
 from .run_folder import RunFolder
 from .train import require_packages
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
 _GPU_ONLY = ("fp16", "fp16_full_eval", "tf32", "torch_compile")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A training in numbers.
-
-    Attributes:
-        model: the line about the model and its optimizer.
-        rows: of one micro-batch on one process.
-        accumulated: micro-batches of an optimizer step on one process.
-        processes: that train.
-        tokens_per_row: on average where rows have different lengths.
-        steps: optimizer steps.
-        training_rows: None for a stream.
-        interval: optimizer steps between two Hessian passes; None without any.
-    """
-
-    model: str
-    rows: int
-    accumulated: int
-    processes: int
-    tokens_per_row: float
-    steps: int
-    training_rows: int | None
-    interval: int | None
-
-    def describe(self) -> Iterator[str]:
-        """A line for each thing that training takes."""
-        yield self.model
-        rows = self.rows * self.accumulated * self.processes
-        factors = [f"{self.rows} rows"]
-        factors += [f"{self.accumulated} accumulated"] if self.accumulated > 1 else []
-        factors += [f"{self.processes} processes"] if self.processes > 1 else []
-        whole = self.tokens_per_row == int(self.tokens_per_row)
-        tokens = f"{self.tokens_per_row:,.0f} tokens" if whole else f"{self.tokens_per_row:,.1f} tokens on average"
-        total = f"{'' if whole else 'about '}{rows * self.tokens_per_row:,.0f}"
-        yield f"optimizer step: {' × '.join([*factors, tokens])} = {total} tokens"
-        length = f"steps: {self.steps:,} ({self.steps * rows * self.tokens_per_row:,.0f} tokens"
-        if self.training_rows is None:
-            yield f"{length} of a stream)"
-        else:
-            yield f"{length}), {self.steps * rows / self.training_rows:.2f} epochs of {self.training_rows:,} rows"
-        if self.interval is not None:
-            yield f"Hessian passes: {math.ceil(self.steps / self.interval):,}, one every {self.interval} steps"
 
 
 def dry_run(
@@ -138,30 +90,20 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)
-    optimizer, rows = optimizer_name(arguments), len(data.train) if "train" in data.counts else None  # type: ignore[arg-type]
-    interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
-    plan = Plan(
-        f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer}",
-        arguments.train_batch_size,
-        arguments.gradient_accumulation_steps,
-        nproc,
-        data.tokens_per_row,
-        _steps(arguments, rows, nproc),
-        rows,
-        interval if optimizer.startswith("sophia") else None,
-    )
-    for line in plan.describe():
-        say(line)
-
-
-def _steps(arguments: TrainingArguments, rows: int | None, processes: int) -> int:
-    """Optimizer steps as the Trainer counts them."""
-    if arguments.max_steps > 0 or rows is None:
-        return arguments.max_steps
-    batch = arguments.train_batch_size * processes
-    batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
-    per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    return math.ceil(arguments.num_train_epochs * per_epoch)
+    optimizer = optimizer_name(arguments)
+    say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer}")
+    rows, accumulated, per_epoch = arguments.train_batch_size, arguments.gradient_accumulation_steps, None
+    if "train" in data.counts:
+        batches = len(data.train) / (rows * nproc)  # type: ignore[arg-type]
+        batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+        per_epoch = max(1, math.ceil(batches / accumulated))
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = math.ceil(arguments.num_train_epochs * per_epoch)
+    interval = None
+    if optimizer.startswith("sophia"):
+        interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
+    _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
 
 
 def _say_lightning(settings: dict[str, Any], asked: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
@@ -178,15 +120,42 @@ def _say_lightning(settings: dict[str, Any], asked: dict[str, Any], say: Callabl
     for line in describe_batch(first_batch(prepared, data.batch_size, data.seed), data.tokenizer_object):
         say(line)
     processes = max(nproc, (devices_of(asked) or 1) * asked.get("num_nodes", 1))
-    rows, accumulated = len(prepared.train), trainer.accumulate_grad_batches
-    per_epoch = max(1, rows // (data.batch_size * processes) // accumulated)
+    say(describe(cli, settings))
+    per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 1) * per_epoch
     optimizer = (settings["model"].get("init_args") or {}).get("optimizer") or settings.get("optimizer") or {}
     sophia = "Sophia" in str(optimizer.get("class_path"))
     interval = (optimizer.get("init_args") or {}).get("hessian_interval", 10) if sophia else None
-    model, tokens = describe(cli, settings), prepared.tokens_per_row
-    for line in Plan(model, data.batch_size, accumulated, processes, tokens, steps, rows, interval).describe():
-        say(line)
+    factors = (data.batch_size, trainer.accumulate_grad_batches, processes)
+    _say_numbers(say, factors, prepared.tokens_per_row, steps, per_epoch, interval)
+
+
+def _say_numbers(
+    say: Callable[[str], object],
+    factors: tuple[int, int, int],
+    tokens_per_row: float,
+    steps: int,
+    per_epoch: int | None,
+    interval: int | None,
+) -> None:
+    """Tokens of a step, steps, Hessian passes.
+
+    Args:
+        say: receives the lines for the reader.
+        factors: rows of a micro-batch on one process, micro-batches accumulated, processes.
+        tokens_per_row: on average where rows have different lengths.
+        steps: optimizer steps.
+        per_epoch: of an epoch; None for a stream.
+        interval: optimizer steps between two Hessian passes; None without any.
+    """
+    names = zip(factors, ("rows", "accumulated", "processes"), strict=True)
+    shown = [f"{number} {name}" for number, name in names if number > 1 or name == "rows"]
+    tokens = math.prod(factors) * tokens_per_row
+    say(f"optimizer step: {' × '.join([*shown, f'{tokens_per_row:,.5g} tokens'])} = {tokens:,.0f} tokens")
+    epochs = "of a stream" if per_epoch is None else f"{steps / per_epoch:.2f} epochs"
+    say(f"steps: {steps:,}, {steps * tokens:,.0f} tokens, {epochs}")
+    if interval is not None:
+        say(f"Hessian passes: {math.ceil(steps / interval):,}, one every {interval} steps")
 
 
 def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:

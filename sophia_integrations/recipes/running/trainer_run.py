@@ -58,7 +58,7 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
         say(f"This process trains on one of {gpus} GPUs; --nproc {gpus} uses them all.")
     keep = recipe.training.get("save_total_limit")
     trainer, callback = _build_trainer(model, tokenizer, data, arguments, folder, processes, keep)
-    with _mistakes_as_sentences(), _saving_aside(arguments), _without_news_of_tied_weights(model):
+    with _mistakes_as_sentences(), _saving_aside(arguments):
         if checkpoint is not None and checkpoint.finished:
             _take_weights(trainer, callback, checkpoint)
         else:
@@ -158,6 +158,7 @@ def _build_trainer(
             f"{data.train.files}; give at most {data.train.files}"
         )
     disable_progress_bar()  # one bar per saved file would break ours
+    logging.getLogger("transformers.trainer").addFilter(_is_news)
     callback = RunFolderCallback(folder, RunLog(folder.metrics), StopRequest(processes), keep)
     trainer = RecipeTrainer(
         model=model,
@@ -286,17 +287,6 @@ def _saving_aside(arguments: TrainingArguments) -> Iterator[None]:
             shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _without_news_of_tied_weights(model: PreTrainedModel) -> Iterator[None]:
-    """A tied weight is stored once: that its other name is missing in a checkpoint is no news."""
-    tied = model.state_dict().keys() - dict(model.named_parameters()).keys()
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return not (record.getMessage().startswith("There were missing keys") and tied)
-
-    logger = logging.getLogger("transformers.trainer")
-    logger.addFilter(is_news)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_news)
+def _is_news(record: logging.LogRecord) -> bool:
+    """Of the Trainer's warnings: a tied weight is stored once, so that its other name is missing in a checkpoint."""
+    return not record.getMessage().startswith("There were missing keys in the checkpoint")
