@@ -97,6 +97,7 @@ def test_the_best_checkpoint_is_named_where_it_stands_and_kept(recipe: Path) -> 
     assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_sigterm_saves_then_ctrl_c_with_data_workers_saves_and_all_goes_on_exactly(
     recipe: Path, sophia: Any, tmp_path: Path
 ) -> None:

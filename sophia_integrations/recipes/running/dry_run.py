@@ -75,18 +75,22 @@ def _is_half(config: Any) -> bool:
 
 
 def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> None:
+    from transformers import Trainer
+
     from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
     from .data import load_data
     from .model import build_model
     from .summary import size_of
-    from .trainer_run import build_arguments, optimizer_name, require_optimizer
+    from .trainer_run import build_arguments, optimizer_name, refused_optimizer
 
     arguments = build_arguments(recipe.training, RunFolder(Path(tempfile.gettempdir(), "unused")))
     tokenizer, data = load_data(recipe, arguments.seed, say)
     say(data.describe())
     model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)
-    require_optimizer(arguments, model)
+    with refused_optimizer():
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        kind(options.pop("params", None) or [p for p in model.parameters() if p.requires_grad], **options)
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)

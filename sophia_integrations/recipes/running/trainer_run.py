@@ -9,11 +9,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.utils.logging import disable_progress_bar
 
 from ...errors import UserError, one_line
+from ...hf.loss_scale import divide_where_the_model_does_not
 from ...text.prepare import Prepared
 from ...text.stream import Stream
 from ...text.tokenizer import padding
@@ -27,11 +31,7 @@ from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
 from .signals import StopRequest
 from .summary import complete, evaluated_at, size_of, summarize
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-
-    from .trainer import RecipeTrainer, RunFolderCallback
+from .trainer import RecipeTrainer, RunFolderCallback
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
@@ -51,26 +51,28 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
     tokenizer, data = processes.in_turn(lambda: load_data(recipe, arguments.seed, say, folder))
     say(data.describe())
     model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
-    require_optimizer(arguments, model)
     say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer_name(arguments)}")
     gpus = torch.cuda.device_count() if arguments.device.type == "cuda" else 0
     if processes.count == 1 and gpus > 1:
         say(f"This process trains on one of {gpus} GPUs; --nproc {gpus} uses them all.")
-    keep = recipe.training.get("save_total_limit")
-    trainer, callback = _build_trainer(model, tokenizer, data, arguments, folder, processes, keep)
+    stop, keep = StopRequest(processes), recipe.training.get("save_total_limit")
+    callback = RunFolderCallback(folder, RunLog(folder.metrics), stop, keep)
+    trainer = _build_trainer(model, tokenizer, data, arguments, callback)
     with _mistakes_as_sentences(), _saving_aside(arguments):
         if checkpoint is not None and checkpoint.finished:
             _take_weights(trainer, callback, checkpoint)
         else:
+            with refused_optimizer():  # made now, so that arguments it refuses are known before training
+                trainer.create_optimizer()
             say(f"resuming from {checkpoint.path}" if checkpoint else f"training in {folder.path}")
             callback.checkpoint = checkpoint
-            with callback.stop.listening():
+            with stop.listening():
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             step, last = trainer.state.global_step, trainer.state.max_steps
-            if callback.stop.signal is not None and step < last:
+            if stop.signal is not None and step < last:
                 say(f"Stopped at step {step} of {last}, checkpoint saved in {folder.path}. To go on, run the same "
                     "command again.")  # fmt: skip
-                return callback.stop.signal
+                return stop.signal
         _finish(recipe, trainer, tokenizer, data, folder, processes, say)
     return 0
 
@@ -91,8 +93,6 @@ def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArgu
     Ours, unless the recipe says otherwise: reports go to TensorBoard, a loss that is not finite is shown as such,
     memory is pinned only for a GPU, several processes take every parameter to have a gradient.
     """
-    from transformers import TrainingArguments
-
     ours = {
         "report_to": ["tensorboard"],
         "logging_nan_inf_filter": False,
@@ -112,14 +112,11 @@ def optimizer_name(arguments: TrainingArguments) -> str:
     return str(getattr(arguments.optim, "value", arguments.optim))
 
 
-def require_optimizer(arguments: TrainingArguments, model: PreTrainedModel) -> None:
-    """Raises `UserError` with what the optimizer says of its arguments; makes one and lets it go."""
-    from transformers import Trainer
-
+@contextlib.contextmanager
+def refused_optimizer() -> Iterator[None]:
+    """Turns what an optimizer says of its arguments into a `UserError`."""
     try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        trained = options.pop("params", None) or [p for p in model.parameters() if p.requires_grad]
-        kind(trained, **options)
+        yield
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training.optim, training.optim_args: {one_line(error)}") from None
 
@@ -141,17 +138,8 @@ def _build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: Prepared,
     arguments: TrainingArguments,
-    folder: RunFolder,
-    processes: Processes,
-    keep: int | None,
-) -> tuple[RecipeTrainer, RunFolderCallback]:
-    from transformers import PrinterCallback
-    from transformers.integrations import TensorBoardCallback
-    from transformers.utils.logging import disable_progress_bar
-
-    from ...hf.loss_scale import divide_where_the_model_does_not
-    from .trainer import RecipeTrainer, RunFolderCallback
-
+    callback: RunFolderCallback,
+) -> RecipeTrainer:
     if isinstance(data.train, Stream) and arguments.dataloader_num_workers > data.train.files:
         raise UserError(
             f"training.dataloader_num_workers: each worker reads files of its own, and the stream has "
@@ -159,7 +147,6 @@ def _build_trainer(
         )
     disable_progress_bar()  # one bar per saved file would break ours
     logging.getLogger("transformers.trainer").addFilter(_is_news)
-    callback = RunFolderCallback(folder, RunLog(folder.metrics), StopRequest(processes), keep)
     trainer = RecipeTrainer(
         model=model,
         args=arguments,
@@ -175,9 +162,9 @@ def _build_trainer(
     trainer.remove_callback(PrinterCallback)
     for reporter in trainer.callback_handler.callbacks:
         if isinstance(reporter, TensorBoardCallback):
-            reporter.logging_dir = str(folder.tensorboard)
+            reporter.logging_dir = str(callback.folder.tensorboard)
     divide_where_the_model_does_not(trainer, data.collate([data.validation[0]]))
-    return trainer, callback
+    return trainer
 
 
 def _most_likely(logits: Any, labels: Any) -> Any:
@@ -191,8 +178,6 @@ def _accuracy(evaluated: Any) -> dict[str, float]:
 
 def _take_weights(trainer: RecipeTrainer, callback: RunFolderCallback, checkpoint: Checkpoint) -> None:
     """Puts the trainer where it was when training had ended."""
-    from transformers import TrainerState
-
     best = checkpoint.state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
     place, model = best or str(checkpoint.path), trainer.model
     if hasattr(model, "peft_config"):
