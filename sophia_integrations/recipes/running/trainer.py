@@ -31,9 +31,9 @@ class RecipeTrainer(Trainer):
     def start_counting(self, checkpoint: Checkpoint | None = None) -> None:
         """From nothing, or where `checkpoint` was saved."""
         before = checkpoint.counts() if checkpoint is not None else {}
-        device, rank = self.args.device, self.args.process_index
-        self._loss = torch.tensor(before["loss"][rank] if before else 0.0, device=device)
-        self._tokens = torch.tensor(before["tokens"][rank] if before else 0, device=device)
+        rank, losses = self.args.process_index, before.get("loss", [])
+        self._loss = torch.tensor(losses[rank] if rank < len(losses) else 0.0, device=self.args.device)
+        self._tokens = torch.tensor(before.get("tokens", 0) if rank == 0 else 0, device=self.args.device)
         self._logged_at = before.get("logged_at", 0 if checkpoint is None else checkpoint.step)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,7 +53,7 @@ class RecipeTrainer(Trainer):
 
     def counts(self) -> dict[str, Any]:
         """What a checkpoint carries; every process must call this."""
-        tokens = self.accelerator.gather(self._tokens.reshape(1)).tolist()
+        tokens = int(self.accelerator.gather(self._tokens.reshape(1)).sum())
         return {"loss": self._loss_of_ranks().tolist(), "tokens": tokens, "logged_at": self._logged_at}
 
     def _loss_of_ranks(self) -> Tensor:

@@ -203,7 +203,7 @@ def _finish(
     step = trainer.state.global_step
     if processes.agree(not evaluated_at(folder, step)):
         trainer.evaluate()
-    tokens = sum(trainer.counts()["tokens"])
+    tokens = trainer.counts()["tokens"]
     if not processes.main:
         return
     replace_folder(folder.model, lambda aside: trainer.save_model(str(aside)))
