@@ -19,7 +19,7 @@ from sophia_integrations.recipes.running.processes import Processes
 from sophia_integrations.recipes.running.run_folder import RunFolder
 from sophia_integrations.recipes.running.run_log import RunLog
 from sophia_integrations.recipes.running.signals import StopRequest
-from sophia_integrations.recipes.running.trainer import RecipeTrainer, RunFolderCallback
+from sophia_integrations.recipes.running.trainer_callback import RecipeTrainer, RunFolderCallback
 
 STEPS = 3
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")

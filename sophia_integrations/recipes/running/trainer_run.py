@@ -31,7 +31,7 @@ from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
 from .signals import StopRequest
 from .summary import complete, evaluated_at, size_of, summarize
-from .trainer import RecipeTrainer, RunFolderCallback
+from .trainer_callback import RecipeTrainer, RunFolderCallback
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
