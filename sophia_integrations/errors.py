@@ -37,6 +37,11 @@ def one_line(error: BaseException) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error whose further lines explain or advise; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def needs(package: str, extra: str = "recipes") -> str:
     """The sentence about a package that is not installed, and the extra of ours that brings it."""
     return f"this needs {package}, which is not installed: pip install 'sophia-integrations[{extra}]'"

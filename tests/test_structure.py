@@ -12,6 +12,7 @@ ROWS = {
     "ranges": 0,
     "optim": 1,
     "curvature": 2,
+    "models": 2,
     "text": 2,
     "hf": 3,
     "lightning": 3,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .. import models
+from ..errors import first_line
 from ..optim import SophiaG, param_groups
 from .exact_resume import ExactResume
 
@@ -75,18 +77,12 @@ class CausalLM(LightningModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         if peft is not None:
             _require_known(peft)
-        if config is not None:
-            self.model = _new(config)
-        else:
-            self.model = _pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
-        if getattr(self.model, "loss_type", "") is None:
-            # transformers knows no loss by this class name and warns of its default
-            self.model.loss_type = "ForCausalLM"
+        self.model = _build(config, pretrained, revision=revision, trust_remote_code=trust_remote_code)
         if gradient_checkpointing:
             newer = getattr(self.model, "activation_checkpointing_enable", None)
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         if peft is not None:
-            self.model = _with_adapters(self.model, peft)
+            self.model = models.with_adapters(self.model, {"task_type": "CAUSAL_LM", **peft})
             self.strict_loading = pretrained is None
         self.model.train()
 
@@ -160,22 +156,13 @@ def _factor(step: int, warmup: int, total: float, schedule: str) -> float:
     return _SCHEDULES[schedule](min(1.0, progress))
 
 
-def _new(config: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    options = dict(config)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(options.pop("model_type"), **options))
-
-
-def _pretrained(place: str, **options: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
+def _build(config: dict[str, Any] | None, pretrained: str | None, **options: Any) -> nn.Module:
+    if config is not None:
+        return models.build_model("AutoModelForCausalLM", config=config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, **options)
+        return models.build_model("AutoModelForCausalLM", pretrained=pretrained, **options)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"CausalLM's pretrained: {place!r} cannot be loaded: {first}") from error
-    return model if getattr(model, "is_quantized", False) else model.float()
+        raise ValueError(f"CausalLM's pretrained: {pretrained!r} cannot be loaded: {first_line(error)}") from error
 
 
 def _require_known(words: dict[str, Any]) -> None:
@@ -187,9 +174,3 @@ def _require_known(words: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(word), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"CausalLM's peft takes the words of peft.LoraConfig, which has no {word!r}{hint}")
-
-
-def _with_adapters(model: nn.Module, words: dict[str, Any]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **words}))

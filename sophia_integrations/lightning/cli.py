@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch.cli import LightningCLI
 
 from .causal_lm import CausalLM
+
+_NOISE = (
+    "LightningCLI's args parameter", ".*does not have many workers", ".*exists and is not empty",
+    ".*isinstance.treespec, LeafSpec", ".is_gradient_checkpointing. is deprecated",
+)  # fmt: skip
 
 
 class SophiaCLI(LightningCLI):
@@ -22,3 +31,23 @@ class SophiaCLI(LightningCLI):
 def main(args: Any = None) -> SophiaCLI:
     """Run the command line: `python -m sophia_integrations.lightning fit --config FILE`."""
     return SophiaCLI(args=args, save_config_kwargs={"overwrite": True})
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's own lines of information and the warnings that a run folder answers."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one bar per file that is loaded or saved
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for pattern in _NOISE:
+                warnings.filterwarnings("ignore", pattern)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -61,15 +61,19 @@ class Sophia:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
 
-    def start(self, *arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-        """Starts ``sophia arguments…`` in the folder `cwd`."""
+    def start(
+        self, *arguments: object, cwd: Path, processes: int = 1, launcher: list[str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """Starts ``sophia arguments…`` in the folder `cwd`, under torchrun when there are several processes."""
+        if launcher is None and processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         environment = {
             **os.environ,
             "SOPHIA_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-m", "sophia_integrations", *map(str, arguments)]
+        command = [sys.executable, *(launcher or []), "-m", "sophia_integrations", *map(str, arguments)]
         return subprocess.Popen(
             command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )

@@ -20,7 +20,7 @@ import pytest
 from support import run_worker
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.recipes.running.checkpoints import last_good
+from sophia_integrations.recipes.running.checkpoints import newest_whole
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
@@ -58,7 +58,7 @@ def test_killed_while_saving(kills: int, recipe: Path, sophia: Any, tmp_path: Pa
         _, out, _ = sophia.finish(process)
         assert "Skipping" not in out
         said: list[str] = []
-        found = last_good(folder, said.append)
+        found = newest_whole(folder, said.append)
         assert not said and found is not None and found.step > newest
         newest = found.step
     process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
@@ -97,6 +97,7 @@ def test_the_best_checkpoint_is_named_where_it_stands_and_kept(recipe: Path) -> 
     assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_sigterm_saves_then_ctrl_c_with_data_workers_saves_and_all_goes_on_exactly(
     recipe: Path, sophia: Any, tmp_path: Path
 ) -> None:
@@ -111,7 +112,7 @@ def test_sigterm_saves_then_ctrl_c_with_data_workers_saves_and_all_goes_on_exact
         code, out, err = sophia.finish(process)
         assert code == 128 + number, err
         assert re.search(r"^Stopped at step (\d+) of 120, checkpoint saved in ", out, re.M)
-        assert err.strip() == "Stopping after this step …"
+        assert err.strip().endswith("Stopping after this step …") and "Traceback" not in err
 
     stop(5, lambda process: process.send_signal(signal.SIGTERM), signal.SIGTERM)
     recipe_file = folder / "recipe.yaml"
@@ -179,7 +180,7 @@ def test_a_disk_that_fills_up(recipe: Path, sophia: Any, small_disk: tuple[Path,
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].endswith("it goes on from the last whole checkpoint")
     said: list[str] = []
-    found = last_good(folder, said.append)
+    found = newest_whole(folder, said.append)
     assert not said and not (folder / ".saving").exists()
     (disk / "full").unlink(missing_ok=True)
     code, out, err = sophia.finish(sophia.start("train", recipe, *settings, cwd=tmp_path))

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
-ROOT = Path(__file__).parents[2]
 STEPS = 20
 SETTINGS = [
     f"training.max_steps={STEPS}",
@@ -47,21 +45,8 @@ def last_step(folder: Path) -> int:
     return max((event["step"] for event in read_metrics(folder / "metrics.jsonl")), default=0)
 
 
-def start(sophia: Any, launcher: list[str], recipe: Path, overrides: list[str], cwd: Path) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "SOPHIA_CACHE": str(sophia.cache),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [*launcher, "-m", "sophia_integrations", "train", str(recipe), *overrides]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that a launcher has started, in the order of their ranks."""
+    """The processes that torchrun has started, in the order of their ranks."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {}
     for pid in found:
@@ -78,10 +63,9 @@ def assert_stopped(folder: Path, out: str) -> None:
     assert len(list(folder.glob("checkpoint-*/rng_state_*.pth"))) == 2
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    "--dynamo_backend=no", "--main_process_port=0",
 ]  # fmt: skip
 
 
@@ -89,7 +73,7 @@ ACCELERATE = [
 def two(recipe: Path, sophia: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """An uninterrupted run in two processes: its folder and what it printed."""
     place = tmp_path_factory.mktemp("two processes")
-    code, out, err = sophia.finish(sophia.start("train", recipe, *ADAMW, "--nproc", 2, cwd=place))
+    code, out, err = sophia.finish(sophia.start("train", recipe, *ADAMW, cwd=place, processes=2))
     assert code == 0, err
     return place / "runs" / "tiny", out, err
 
@@ -114,20 +98,21 @@ def test_two_processes_print_and_write_once(two: tuple[Path, str, str]) -> None:
     assert sorted(path.name for path in newest.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
 
 
-def test_ctrl_c_stops_both_at_one_step_and_torchrun_goes_on_exactly(
+def test_ctrl_c_stops_both_at_one_step_and_the_run_goes_on_exactly(
     two: tuple[Path, str, str], recipe: Path, sophia: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, *ADAMW, "--nproc", 2, cwd=tmp_path)
+    process = sophia.start("train", recipe, *ADAMW, cwd=tmp_path, processes=2)
     sophia.wait_for(lambda: last_step(folder) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    code, out, err = sophia.finish(process)
-    assert code == 130, err
-    assert out.count("Stopped at step ") == 1 and err.strip() == "Stopping after this step …"
+    for worker in children_of(process):  # Ctrl-C on a terminal reaches every process
+        os.kill(worker, signal.SIGINT)
+    _, out, err = sophia.finish(process)
+    assert out.count("Stopped at step ") == 1 and err.count("Stopping after this step …") == 1
+    assert "exitcode  : 130" in err
     said = "the run in .* trains with 2 processes, and this is 1: .* Go on with --nproc 2"
     with pytest.raises(UserError, match=said):
         train(recipe, ADAMW, say=lambda line: None)
-    code, out, err = sophia.finish(start(sophia, TORCHRUN, recipe, ADAMW, tmp_path))
+    code, out, err = sophia.finish(sophia.start("train", recipe, *ADAMW, cwd=tmp_path, processes=2))
     assert code == 0, err
     assert out.count("resuming from ") == 1
     assert losses(folder) == losses(two[0])
@@ -135,7 +120,7 @@ def test_ctrl_c_stops_both_at_one_step_and_torchrun_goes_on_exactly(
 
 def test_accelerate_launch_trains_with_sophia(recipe: Path, sophia: Any, tmp_path: Path) -> None:
     settings = [*SETTINGS, "training.max_steps=4"][1:]
-    code, out, err = sophia.finish(start(sophia, ACCELERATE, recipe, settings, tmp_path))
+    code, out, err = sophia.finish(sophia.start("train", recipe, *settings, cwd=tmp_path, launcher=ACCELERATE))
     assert code == 0, err
     one = train(recipe, [*settings, "training.per_device_train_batch_size=8", "run_dir=one"], say=lambda line: None)
     folder = tmp_path / "runs" / "tiny"
@@ -154,47 +139,50 @@ def test_accelerate_launch_trains_with_sophia(recipe: Path, sophia: Any, tmp_pat
 )
 def test_a_mistake_is_said_once(override: str, message: str, recipe: Path, sophia: Any, tmp_path: Path) -> None:
     overrides = ["training.optim_args=null", override]
-    code, _, err = sophia.finish(sophia.start("train", recipe, *overrides, "--nproc", 2, cwd=tmp_path))
-    assert code == 2
-    assert err.count(message) == 1 and len(err.splitlines()) == 1
+    code, _, err = sophia.finish(sophia.start("train", recipe, *overrides, cwd=tmp_path, processes=2))
+    assert code != 0
+    assert err.count(message) == 1
+    assert "exitcode  : 2" in err and "recipes/running" not in err  # torchrun's own report, no traceback of ours
 
 
 def test_a_killed_process_ends_the_run(recipe: Path, sophia: Any, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, "--nproc", 2, cwd=tmp_path)
+    process = sophia.start("train", recipe, cwd=tmp_path, processes=2)
     sophia.wait_for(lambda: last_step(folder) >= 5, process)
     children = children_of(process)
     os.kill(children[1], signal.SIGKILL)
     code, out, err = sophia.finish(process)
-    assert code == 128 + signal.SIGKILL
-    assert "was ended by signal 9" in err and len(err.splitlines()) == 1
+    assert code != 0
+    assert "recipes/running" not in err
     assert "Everything is in" not in out
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_a_signal_to_one_process_stops_both_at_one_step(recipe: Path, sophia: Any, tmp_path: Path) -> None:
+    """One checkpoint, of the step that was said, with what both processes put into it."""
     folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, "training.save_strategy=no", "--nproc", 2, cwd=tmp_path)
+    process = sophia.start("train", recipe, "training.save_strategy=no", cwd=tmp_path, processes=2)
     sophia.wait_for(lambda: last_step(folder) >= 5, process)
     os.kill(children_of(process)[1], signal.SIGTERM)
-    code, out, err = sophia.finish(process)
-    assert code == 128 + signal.SIGTERM, err
-    assert_stopped(folder, out)
+    _, out, err = sophia.finish(process)
+    assert "exitcode  : 143" in err
+    stopped = re.search(r"^Stopped at step (\d+) of 120, checkpoint saved in ", out, re.M)
+    assert stopped, out
+    assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{stopped[1]}"]
+    assert len(list(folder.glob("checkpoint-*/rng_state_*.pth"))) == 2
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from sophia_integrations.recipes.running.run import require_devices
+    from sophia_integrations.recipes.running.trainer_run import require_devices
 
     require_devices({}, 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     require_devices({}, 1)
     require_devices({"use_cpu": True}, 2)
-    with pytest.raises(
-        UserError, match="^2 processes need as many GPUs, and this machine has 1: start it with --nproc 1"
-    ):
+    with pytest.raises(UserError, match="^2 processes need as many GPUs, and this machine has 1: start 1, or"):
         require_devices({}, 2)
 
 

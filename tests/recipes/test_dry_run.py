@@ -1,22 +1,20 @@
-"""What a dry run says is what a run then is: numbers against real models, optimizers, steps and checkpoints."""
+"""What a dry run says is what a run then is: parameters, tokens of a step, steps, passes, and a batch as text."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from small_recipes import save_tokenizer
 
 from sophia_integrations.cli import main
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.dry_run import dry_run
-from sophia_integrations.recipes.running.memory import optimizer_maker, weigh
 from sophia_integrations.recipes.running.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +22,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|lightning|jsonargparse).*"),
 ]
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 def lines_of(recipe: Path, *overrides: str) -> list[str]:
@@ -45,18 +39,9 @@ def line(said: list[str], begin: str) -> str:
 def test_the_numbers_of_a_small_recipe(recipe: Path, tmp_path: Path) -> None:
     said = lines_of(recipe)
     assert line(said, "model: ") == "model: gpt2, 23,328 parameters, optimizer sophia"
-    assert line(said, "memory of each process: ") == (
-        "memory of each process: weights 93.3 kB + gradients 93.3 kB + optimizer state 186.6 kB = 373.2 kB; "
-        "activations come on top"
-    )
     assert line(said, "optimizer step: ") == "optimizer step: 4 rows × 32 tokens = 128 tokens"
-    assert line(said, "steps: ") == "steps: 120 (15,360 tokens), 9.23 epochs of 52 rows"
-    assert line(said, "Hessian passes: ") == (
-        "Hessian passes: 30, about 5.9% of the time: an estimate from 0.25 of a step's rows every 4 steps; the small "
-        "units that they are split into (up to 8 on each process) cost somewhat more"
-    )
-    assert line(said, "disk: ").startswith(f"disk: 1.2 MB for up to 3 checkpoint(s), one more while it is written, and "
-                                           f"the model, in {Path('runs/tiny')} (")  # fmt: skip
+    assert line(said, "steps: ") == "steps: 120, 15,360 tokens, 9.23 epochs"
+    assert line(said, "Hessian passes: ") == "Hessian passes: 30, one every 4 steps"
     assert said[-1] == "Nothing was trained, and no run folder written."
     assert not (tmp_path / "runs").exists()
 
@@ -65,53 +50,23 @@ def test_it_is_worked_out_for_several_processes(recipe: Path, capsys: pytest.Cap
     assert main(["train", str(recipe), "--dry-run", "--nproc", "2"]) == 0
     out = capsys.readouterr().out
     assert "\noptimizer step: 4 rows × 2 processes × 32 tokens = 256 tokens\n" in out
-    assert "\nsteps: 120 (30,720 tokens), 17.14 epochs of 52 rows\n" in out
+    assert "\nsteps: 120, 30,720 tokens, 17.14 epochs\n" in out
 
 
 def test_what_it_says_is_what_the_run_then_is(recipe: Path, tmp_path: Path) -> None:
     epochs = tmp_path / "epochs.yaml"
     epochs.write_text(recipe.read_text().replace("  max_steps: 120\n", ""))
     settings = [
-        "training.num_train_epochs=2", "training.gradient_accumulation_steps=3",
-        "training.save_steps=4", "training.save_total_limit=2",
-    ]  # fmt: skip
+        "training.num_train_epochs=2",
+        "training.gradient_accumulation_steps=3",
+        "training.save_strategy=no",
+    ]
     said = lines_of(epochs, *settings)
     folder = train(epochs, settings, say=lambda text: None).folder
     summary = json.loads((folder / "summary.json").read_text())
-    assert f"steps: {summary['steps']} (" in line(said, "steps: ")
+    assert f"steps: {summary['steps']}, " in line(said, "steps: ")
     assert f"Hessian passes: {summary['hessian_updates']}, " in line(said, "Hessian passes: ")
     assert f"{summary['parameters']:,} parameters" in line(said, "model: ")
-    big = ("*.safetensors", "optimizer.pt")
-    kept = sum(path.stat().st_size for name in big for path in folder.glob(f"checkpoint-*/{name}"))
-    kept += (folder / "model" / "model.safetensors").stat().st_size
-    promised = float(re.search(r"disk: ([\d.]+) kB", line(said, "disk: "))[1]) * 1e3  # type: ignore[index]
-    one = kept / 2
-    assert kept <= promised <= kept + one
-
-
-@pytest.mark.parametrize("optim", ["sophia", "sophia_h", "adamw_torch", "adafactor", "sgd", "rmsprop", "lion_8bit"])
-def test_the_optimizers_state_is_what_the_optimizer_makes(optim: str, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
-
-    config = AutoConfig.for_model("gpt2", n_layer=2, n_head=2, n_embd=24, n_positions=40, vocab_size=300)
-    arguments = TrainingArguments(str(tmp_path), optim=optim, use_cpu=True)
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(config)
-    weight = weigh(shapes, optimizer_maker(arguments))
-    model = AutoModelForCausalLM.from_config(config)
-    assert weight.parameters == weight.trained == sum(p.numel() for p in model.parameters())
-    assert weight.weights == weight.gradients == weight.saved == 4 * weight.parameters
-    if optim == "lion_8bit":
-        assert weight.state is None
-        return
-    optimizer = optimizer_maker(arguments)(list(model.parameters()))
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    tensors = [
-        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
-    ]
-    assert weight.state == sum(value.numel() * value.element_size() for value in tensors if value.ndim)
 
 
 def test_a_large_recipe_needs_no_memory_for_its_weights(corpus: Path, sophia: Any, tmp_path: Path) -> None:
@@ -127,7 +82,7 @@ def test_a_large_recipe_needs_no_memory_for_its_weights(corpus: Path, sophia: An
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "of which" not in done.stdout and re.search(r"weights [23]\.\d\d GB \+ gradients", done.stdout)
+    assert re.search(r"^model: gpt2, 7\d\d,\d{3},\d{3} parameters, optimizer sophia$", done.stdout, re.M)
     assert re.search(r"optimizer step: .* processes|optimizer step: \d+ rows × \d+ accumulated", done.stdout)
     assert int(done.stdout.rpartition("peak ")[2]) < 1_500_000  # KB; the weights alone would be 2.8 GB
 
@@ -166,7 +121,8 @@ def test_a_batch_shows_what_carries_no_loss(
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[format]))
     tokenizer = "{train: {vocab_size: 300}}"
     if format == "chat":
-        tokenizer = f"{{pretrained: '{chat_tokenizer(tmp_path / 'words')}'}}"
+        save_tokenizer(tmp_path / "words")
+        tokenizer = f"{{pretrained: '{tmp_path / 'words'}'}}"
     recipe = tmp_path / "rows.yaml"
     recipe.write_text(
         f"framework: hf\ntask: {task}\nmodel: {{config: {{model_type: {family}, {TINY[family]}}}}}\n"
@@ -179,26 +135,7 @@ def test_a_batch_shows_what_carries_no_loss(
     assert re.search(pattern, shown, re.S), shown
 
 
-def chat_tokenizer(folder: Path) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.BPE())
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    words.train_from_iterator(
-        ["ask answer user assistant"],
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_adapters_are_weighed_as_adapters(tmp_path: Path) -> None:
+def test_adapters_alone_are_trained(tmp_path: Path) -> None:
     from tiny_language import save_tiny_language_model
 
     save_tiny_language_model(tmp_path / "llama")
@@ -212,7 +149,6 @@ def test_adapters_are_weighed_as_adapters(tmp_path: Path) -> None:
     said = lines_of(recipe)
     # Two layers of 16 × 2 + 2 × 16.
     assert " of which 128 are trained (" in line(said, "model: llama, ")
-    assert " + gradients 0.5 kB + optimizer state 1.0 kB = " in line(said, "memory of each process: ")
 
 
 @pytest.mark.parametrize(
@@ -228,12 +164,6 @@ def test_what_training_would_refuse_is_refused(override: str, message: str, reci
     words = [override] if "optim_args" in override else [override, "training.optim_args=null"]
     with pytest.raises(UserError, match=message):
         lines_of(recipe, *words)
-
-
-def test_too_little_room_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(UserError, match="needs about 0.00 GB for its checkpoints and the disk has 0.00 GB free"):
-        lines_of(recipe)
 
 
 def test_the_folder_of_another_recipe_is_refused(recipe: Path) -> None:
@@ -257,8 +187,7 @@ def test_a_lightning_recipe(corpus: Path) -> None:
     ]  # fmt: skip
     said = lines_of(ROOT / "recipes" / "lightning" / "pretrain-gpt2-stdlib.yaml", *overrides)
     assert re.fullmatch(r"model: gpt2, [\d,]+ parameters, optimizer SophiaG", line(said, "model: "))
-    assert "weights 5.2 MB + gradients 5.2 MB + optimizer state 23.6 MB" in line(said, "memory of each process: ")
     step = "optimizer step: 24 rows × 2 accumulated × 4 processes × 32 tokens = 6,144 tokens"
     assert line(said, "optimizer step: ") == step
-    assert line(said, "Hessian passes: ").startswith("Hessian passes: 60, about 2.4% of the time")
+    assert line(said, "Hessian passes: ") == "Hessian passes: 60, one every 10 steps"
     assert line(said, "one batch, 24 rows of up to 32 tokens")

@@ -18,10 +18,12 @@ from workers.lightning_support import FILTERS, causal_lm, make_trainer, token_lo
 
 from sophia_integrations.cli import main
 from sophia_integrations.errors import UserError
-from sophia_integrations.recipes.running.event_file import EventFile
 from sophia_integrations.recipes.running.events import read_metrics
-from sophia_integrations.recipes.running.lightning.checkpoints import last_good_lightning
-from sophia_integrations.recipes.running.lightning.watch import RunMetrics
+from sophia_integrations.recipes.running.lightning_callback import RunFolderCallback
+from sophia_integrations.recipes.running.lightning_run import newest_checkpoint
+from sophia_integrations.recipes.running.processes import Processes
+from sophia_integrations.recipes.running.run_folder import RunFolder
+from sophia_integrations.recipes.running.signals import StopRequest
 from sophia_integrations.recipes.running.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -379,14 +381,16 @@ def test_a_module_without_logits_is_told_what_to_add(tmp_path: Path, monkeypatch
 def test_a_checkpoint_that_would_run_code_is_refused_and_kept(tmp_path: Path) -> None:
     torch.save({"global_step": 3, "hyper_parameters": {"path": tmp_path}}, tmp_path / "step=3.ckpt")
     with pytest.raises(UserError, match="step=3.ckpt holds objects that are not plain numbers, text and tensors"):
-        last_good_lightning(tmp_path, 1, print)
+        newest_checkpoint(tmp_path, Processes(), print)
     assert (tmp_path / "step=3.ckpt").is_file()
 
 
-def test_a_checkpoint_of_other_processes_is_refused(copy: Path, config: Path) -> None:
+def test_a_checkpoint_of_other_processes_is_refused(copy: Path) -> None:
     make_incomplete(copy, keep=60)
+    two = Processes()
+    two.count = 2
     with pytest.raises(UserError, match="trains with one process, and this is 2: .* Go on with --nproc 1, or use"):
-        last_good_lightning(copy / "checkpoints", 2, print)
+        newest_checkpoint(copy / "checkpoints", two, print)
 
 
 def test_the_logged_loss_is_the_mean_of_all_micro_batches(tmp_path: Path) -> None:
@@ -403,7 +407,7 @@ def test_the_logged_loss_is_the_mean_of_all_micro_batches(tmp_path: Path) -> Non
     module.on_before_optimizer_step = lambda optimizer: norms.append(
         float(torch.stack([p.grad.norm() for p in module.parameters()]).norm())
     )
-    metrics = RunMetrics(EventFile(tmp_path / "metrics.jsonl"), main=True)
+    metrics = RunFolderCallback(RunFolder(tmp_path), StopRequest(Processes()))
     options = dict(accumulate_grad_batches=2, log_every_n_steps=3, gradient_clip_val=1e-3)
     make_trainer(metrics, max_steps=6, **options).fit(module, token_loader(rows=20))  # 5 batches make 3 steps
     events = read_metrics(tmp_path / "metrics.jsonl")
@@ -418,7 +422,7 @@ def test_two_processes_make_one_run(config: Path, sophia: Any, tmp_path: Path) -
     """The same as one process with batches twice as large."""
     words = ["trainer.max_steps=12", "trainer.val_check_interval=12"]
     words += [f"model.init_args.config.{part}_pdrop=0.0" for part in ("resid", "embd", "attn")]
-    code, out, err = sophia.finish(sophia.start("train", config, "--nproc", "2", *words, cwd=tmp_path))
+    code, out, err = sophia.finish(sophia.start("train", config, *words, cwd=tmp_path, processes=2))
     assert code == 0, err
     folder = tmp_path / "runs" / "tiny"
     one = train(config, [*words, "data.init_args.batch_size=4"], fresh=True, say=lambda line: None).folder

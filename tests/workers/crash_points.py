@@ -14,9 +14,12 @@ from pathlib import Path
 from support import make_trainer, tiny_model, token_rows
 from transformers import TrainerCallback
 
-from sophia_integrations.recipes.running.checkpoints import last_good
+from sophia_integrations.recipes.running.checkpoints import SAVING, newest_whole, tidy
 from sophia_integrations.recipes.running.processes import Processes
-from sophia_integrations.recipes.running.saving import RecipeTrainer, tidy
+from sophia_integrations.recipes.running.run_folder import RunFolder
+from sophia_integrations.recipes.running.run_log import RunLog
+from sophia_integrations.recipes.running.signals import StopRequest
+from sophia_integrations.recipes.running.trainer_callback import RecipeTrainer, RunFolderCallback
 
 STEPS = 3
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -51,11 +54,12 @@ def die_at(count, folder):
 def train(folder, count):
     die_at(count, folder)
     with open(f"{folder}.saved", "a") as file:
-        settings = make_trainer(folder, model=MODEL, data=DATA, max_steps=STEPS, save_strategy="steps", save_steps=1,
-                                save_total_limit=1, logging_strategy="no").args  # fmt: skip
-        trainer = RecipeTrainer(model=MODEL, args=settings, train_dataset=DATA, callbacks=[Note(file)])
-        trainer.processes = Processes()
-        trainer.train()
+        settings = make_trainer(folder / SAVING, model=MODEL, data=DATA, max_steps=STEPS, save_strategy="steps",
+                                save_steps=1, logging_strategy="no").args  # fmt: skip
+        run_folder = RunFolder(folder)
+        saving = RunFolderCallback(run_folder, RunLog(run_folder.metrics), StopRequest(Processes()), keep=1)
+        saving.trainer = RecipeTrainer(model=MODEL, args=settings, train_dataset=DATA, callbacks=[saving, Note(file)])
+        saving.trainer.train()
 
 
 warnings.simplefilter("ignore")
@@ -72,8 +76,8 @@ while True:
     saved = [int(line) for line in Path(f"{folder}.saved").read_text().split()]
     said = []
     tidy(folder)
-    newest = last_good(folder, said.append)
-    left = sorted(path.name for path in folder.iterdir())
+    newest = newest_whole(folder, said.append)
+    left = sorted(path.name for path in folder.iterdir() if "metrics" not in path.name)
     found.append({"saved": saved, "newest": newest.step if newest else 0, "said": said, "left": left})
     if not os.WIFSIGNALED(status):
         assert os.WEXITSTATUS(status) == 0

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE = "⟦", "⟧"
 NEW_LINE = "⏎"
-_LONGEST = 160  # characters shown of text that carries loss throughout, or none
-_LONGEST_ROW = 480
+_SHOWN = 160  # tokens of a row
 
 
 def first_batch(data: Prepared, rows: int, seed: int) -> dict[str, Tensor]:
@@ -64,26 +63,23 @@ def _row(batch: dict[str, Tensor], number: int, tokenizer: Any, labels: list[str
     elif answers:
         text = f"{OPEN}{_text(tokenizer, ids)}{CLOSE} → {_text(tokenizer, target[target != IGNORED])}"
     else:
-        text = _marked(tokenizer, ids, (target[kept] == IGNORED).tolist())
+        text = _marked(tokenizer, ids, target[kept] == IGNORED)
     return text + (f"  (+ {padding} of padding)" if padding else "")
 
 
-def _marked(tokenizer: Any, ids: Tensor, ignored: list[bool]) -> str:
-    row, hidden = "", 0
-    for silent, group in itertools.groupby(zip(ids.tolist(), ignored, strict=True), key=lambda pair: pair[1]):
-        tokens = [token for token, _ in group]
-        if len(row) > _LONGEST_ROW:
-            hidden += len(tokens)
-            continue
-        text = _text(tokenizer, tokens)
-        row += f"{OPEN}{text}{CLOSE}" if silent else text
-    return row + (f" … ({hidden:,} tokens more)" if hidden else "")
+def _marked(tokenizer: Any, ids: Tensor, silent: Tensor) -> str:
+    text = ""
+    pairs = zip(ids[:_SHOWN].tolist(), silent[:_SHOWN].tolist(), strict=True)
+    for is_silent, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        part = _text(tokenizer, [token for token, _ in group])
+        text += f"{OPEN}{part}{CLOSE}" if is_silent else part
+    return text + _more(len(ids))
 
 
 def _text(tokenizer: Any, ids: Any) -> str:
-    """The text on one line, its middle left out where it is long: the ends show what follows what."""
-    text = tokenizer.decode(ids, skip_special_tokens=False).replace("\n", NEW_LINE)
-    if len(text) <= _LONGEST:
-        return text
-    end = _LONGEST // 3
-    return f"{text[: _LONGEST - end]} … {len(text) - _LONGEST:,} characters … {text[-end:]}"
+    """The text of the first tokens, on one line."""
+    return tokenizer.decode(ids[:_SHOWN], skip_special_tokens=False).replace("\n", NEW_LINE) + _more(len(ids))
+
+
+def _more(tokens: int) -> str:
+    return f" … ({tokens - _SHOWN:,} tokens more)" if tokens > _SHOWN else ""

@@ -1,21 +1,32 @@
-"""Checkpoints of a run folder: which is the newest that can be read whole; never deletes one."""
+"""Checkpoints of the Trainer: put in place as a whole, found again when whole, dropped when too many."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("optimizer.pt", "scheduler.pt")
+from ...errors import UserError, first_line
+from .run_folder import free_name
+
+SAVING = ".saving"
+"""The folder in a run folder where the Trainer writes a checkpoint before it gets its place."""
+COUNTS = "counts.json"
+"""What `RecipeTrainer` has counted, in a checkpoint."""
+
+_STATE = "trainer_state.json"
+_DROPPED = ".dropped-"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A readable checkpoint: its folder, its step, and the trainer's state as stored."""
+    """A readable checkpoint: its folder, its step, and the Trainer's state as stored."""
 
     path: Path
     step: int
@@ -23,8 +34,8 @@ class Checkpoint:
 
     @classmethod
     def at(cls, path: Path) -> Checkpoint:
-        """The checkpoint in `path`, which another process has found whole."""
-        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        """The checkpoint in `path`, which some process has found whole."""
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         return cls(path, state["global_step"], state)
 
     @property
@@ -37,58 +48,113 @@ class Checkpoint:
         """How many processes trained: each leaves its random state."""
         return len(list(self.path.glob("rng_state*.pth")))
 
+    def counts(self) -> dict[str, Any]:
+        """What `RecipeTrainer` had counted."""
+        file = self.path / COUNTS
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-def last_good(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
+
+def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
     """The newest checkpoint of `folder` that can be read whole, or None.
 
     Newer ones that cannot are reported through `say` and renamed to ``broken-checkpoint-N``, so that a later
-    checkpoint of the same step is written into an empty folder.
+    checkpoint of the same step is written into an empty folder; none is deleted.
     """
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    for step, path in sorted(found, reverse=True):
-        try:
-            return Checkpoint(path, step, _read(path, step))
-        except Exception as error:  # whatever a damaged file makes its reader raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            aside = free_name(folder / f"broken-{path.name}")
-            path.rename(aside)
-            say(f"Skipping {path}, which is not whole ({reason}); it is kept as {aside.name}.")
+    for step, path in sorted(_checkpoints(folder), reverse=True):
+        with put_aside_if_broken(path, folder / f"broken-{path.name}", say):
+            _read(path, step)
+            return Checkpoint.at(path)
     return None
 
 
-def _read(path: Path, step: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def put_aside_if_broken(path: Path, aside: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Around the reading of a checkpoint: one that cannot be read is reported and renamed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        aside = free_name(aside)
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
+        kept = aside.relative_to(path.parent)
+        say(f"Skipping {path}, which is not whole ({first_line(error)}); it is kept as {kept}.")
+
+
+def _read(path: Path, step: int) -> None:
+    """Raises some exception unless everything that resuming takes can be read."""
     import safetensors.torch
     import torch
+    from transformers.trainer_pt_utils import safe_globals
 
-    state_file = path / "trainer_state.json"
-    if not state_file.is_file():
-        raise ValueError("trainer_state.json is missing")
-    state = json.loads(state_file.read_text(encoding="utf-8"))
-    if state["global_step"] != step or not isinstance(state["max_steps"], int):
-        raise ValueError("trainer_state.json belongs to another step")
-    for name in _NEEDED:
-        if not (path / name).is_file():
-            raise ValueError(f"{name} is missing")
+    state = Checkpoint.at(path)
+    if state.step != step or not isinstance(state.state["max_steps"], int):
+        raise ValueError(f"{_STATE} belongs to another step")
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.load(path / name, map_location="cpu", weights_only=True)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ValueError("the weights are missing")
+    weights, random_states = list(path.glob("*.safetensors")), list(path.glob("rng_state*.pth"))
+    if not weights or not random_states:
+        raise ValueError(f"{'rng_state.pth is' if weights else 'the weights are'} missing")
     for file in weights:
         safetensors.torch.load_file(file)
-    states = list(path.glob("rng_state*.pth"))
-    if not states:
-        raise ValueError("rng_state.pth is missing")
-    for name in states:
-        with open(name, "rb") as file:  # its numpy parts need transformers' own list of safe types
-            torch._C.PyTorchFileReader(file)
-    return state
+    for file in random_states:
+        with safe_globals():  # it holds numbers of numpy
+            torch.load(file, map_location="cpu", weights_only=True)
 
 
-def free_name(path: Path) -> Path:
-    """`path`, or the first of ``path-2``, ``path-3``, … that does not exist."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def put_in_place(new: Path, folder: Path) -> None:
+    """Gives the checkpoint `new`, written elsewhere on the same disk, its place in `folder`, once the disk holds it."""
+    if not (folder / new.name).exists():  # or it has been saved at this very step
+        _flush(new)
+        new.rename(folder / new.name)
+        _flush_folder(folder)
+
+
+def drop_oldest(folder: Path, keep: int | None, best: str | None = None) -> None:
+    """Deletes the oldest checkpoints of `folder` until `keep` are left; the newest and the `best` stay."""
+    if not keep or keep < 1:
+        return
+    found = sorted(_checkpoints(folder))
+    surplus = [path for _, path in found[:-1] if best is None or path.name != Path(best).name]
+    for path in surplus[: max(0, len(found) - keep)]:
+        _drop(path)
+
+
+def tidy(folder: Path) -> None:
+    """Takes away what a crash left in the middle of saving or dropping one."""
+    for path in [folder / SAVING, *folder.glob(f"{_DROPPED}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _drop(path: Path) -> None:
+    """Renamed first: a checkpoint under its own name is always whole."""
+    gone = path.with_name(f"{_DROPPED}{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Makes the disk hold all of `folder` before its name does."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _flush_folder(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,16 +1,15 @@
-"""The data of a run: its source read and split, its tokenizer, and both splits as tokens."""
+"""The data of a recipe: its source read and split, its tokenizer, and both splits as tokens."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...text.prepare import Prepared, prepare
 from ...text.source import Source, load_source
 from ...text.tokenizer import load_tokenizer, train_tokenizer
 from ..reading.schema import Recipe
-from .folder import RunFolder
+from .run_folder import RunFolder, replace_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,9 +21,11 @@ _SOURCE = {
 
 
 def load_data(
-    recipe: Recipe, folder: RunFolder, seed: int, say: Callable[[str], object]
+    recipe: Recipe, seed: int, say: Callable[[str], object], folder: RunFolder | None = None
 ) -> tuple[PreTrainedTokenizerBase, Prepared]:
-    """The tokenizer, taken from `folder` if it is there and stored in it otherwise, and the data as tokens.
+    """The tokenizer and the data as tokens.
+
+    The tokenizer is that of `folder` if it has one, and is stored there otherwise.
 
     Raises:
         UserError: the data cannot be read, or is not what the run in `folder` began with.
@@ -32,8 +33,11 @@ def load_data(
     source = load_source(**recipe.data.model_dump(include=_SOURCE), task=recipe.task, say=say)
     if source.skipped:
         say(f"Skipping {len(source.skipped)} files that are not text in their declared encoding.")
-    stored = folder.tokenizer.is_dir()
-    tokenizer = _stored(recipe, folder) if stored else build_tokenizer(recipe, source, say)
+    stored = folder is not None and folder.tokenizer.is_dir()
+    if stored:
+        tokenizer = load_tokenizer(str(folder.tokenizer), trust_remote_code=recipe.model.trust_remote_code)
+    else:
+        tokenizer = _build_tokenizer(recipe, source, say)
     data = prepare(
         source,
         tokenizer,
@@ -42,13 +46,14 @@ def load_data(
         say=say,
         **recipe.data.model_dump(include={"block_size", "packing", "mask_probability"}),
     )
-    folder.require_same_data(data.to_json())
-    if not stored:
-        _save(tokenizer, folder)
+    if folder is not None:
+        folder.require_same_data(data.to_json())
+        if not stored:
+            replace_folder(folder.tokenizer, tokenizer.save_pretrained)
     return tokenizer, data
 
 
-def build_tokenizer(recipe: Recipe, source: Source, say: Callable[[str], object]) -> PreTrainedTokenizerBase:
+def _build_tokenizer(recipe: Recipe, source: Source, say: Callable[[str], object]) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer: trained on the source, a pretrained one, or the pretrained model's own."""
     wanted, model = recipe.tokenizer, recipe.model
     if wanted is not None and wanted.train is not None:
@@ -57,14 +62,3 @@ def build_tokenizer(recipe: Recipe, source: Source, say: Callable[[str], object]
         return load_tokenizer(wanted.pretrained, trust_remote_code=model.trust_remote_code)
     assert model.pretrained is not None
     return load_tokenizer(model.pretrained, model.revision, model.trust_remote_code, key="model.pretrained")
-
-
-def _stored(recipe: Recipe, folder: RunFolder) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(folder.tokenizer), trust_remote_code=recipe.model.trust_remote_code)
-
-
-def _save(tokenizer: Any, folder: RunFolder) -> None:
-    aside = folder.path / ".tokenizer"
-    shutil.rmtree(aside, ignore_errors=True)
-    tokenizer.save_pretrained(aside)
-    aside.rename(folder.tokenizer)

@@ -1,25 +1,31 @@
-"""``--dry-run``: everything but the training, and what the training would take; the model stays without numbers."""
+"""``--dry-run``: everything but the training, and what the training would be; the model stays without numbers."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .anywhere import read_anywhere
-from .folder import RunFolder
-from .train import folder_and_settings, require_packages, require_packages_of
+from ..reading.draft import Draft
+from ..reading.loader import check, read
+from ..reading.schema import Recipe
+from .resolved import Resolved, resolve
+from .run_folder import RunFolder
+from .train import require_packages
+
+_GPU_ONLY = ("fp16", "fp16_full_eval", "tf32", "torch_compile")
 
 
 def dry_run(
     file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object], nproc: int = 1
 ) -> None:
-    """Builds what `train` would build, and says what it would take.
+    """Builds what `train` would build, and says what it is.
 
-    Reads and tokenizes the data (the cache keeps that), builds the model from its shapes alone, asks the optimizer for
-    its state, and writes no run folder.
+    Reads and tokenizes the data (the cache keeps that), builds the model from its shapes alone, makes the optimizer,
+    shows a batch as text, and writes no run folder.
 
     Args:
         file: the recipe.
@@ -30,68 +36,147 @@ def dry_run(
     Raises:
         UserError: what `train` would raise before training.
     """
-    require_packages()
-    draft, adapted = read_anywhere(file, overrides)
-    require_packages_of(draft.framework == "lightning")
-    folder, asked = folder_and_settings(draft)
-    folder.require_same(asked)
-    settings = folder_and_settings(adapted)[1]
-    if draft.framework == "lightning":
-        from .lightning.dry_run import build_plan
+    recipe, here = resolve_for_this_machine(file, overrides)
+    recipe.folder().require_same(recipe.settings)
+    if here.recipe is None:
+        _say_lightning(here.settings, recipe.settings["trainer"], say, nproc)
     else:
-        build_plan = _build_plan
-    with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place:
-        aside = RunFolder(Path(place) / "run", folder.setting)
-        aside.path.mkdir()
-        for line in build_plan(settings, aside, folder, say, nproc):
-            say(line)
+        _say_trainer(here.recipe, say, nproc)
     say("Nothing was trained, and no run folder written.")
 
 
-def _build_plan(
-    settings: dict[str, Any], aside: RunFolder, folder: RunFolder, say: Callable[[str], object], nproc: int
-) -> list[str]:
-    from ..reading.schema import Recipe
-    from .batch_text import describe_batch, first_batch
-    from .data import load_data
-    from .memory import groups_of, optimizer_maker, weigh
-    from .model import empty_model
-    from .plan import Batch, Plan, checkpoints_kept, disk_in_words, length_of, passes_of
-    from .run import refused_optimizer
-    from .trainer import build_arguments
+def resolve_for_this_machine(file: str | os.PathLike[str], overrides: Sequence[str]) -> tuple[Resolved, Resolved]:
+    """The recipe as it stands, and as this machine can take it, with or without a GPU; that one is checked in full.
 
-    recipe = Recipe.model_validate(settings)
-    arguments = build_arguments(recipe.training, aside)
-    tokenizer, data = load_data(recipe, aside, arguments.seed, say)
-    say(data.describe())
-    model = empty_model(recipe.model, recipe.task, tokenizer, data)
-    with refused_optimizer():
-        _make_optimizer(arguments, model)
-    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
-    rows = len(data.train) if "train" in data.counts else None  # type: ignore[arg-type]
-    length = length_of(arguments, rows, nproc)
-    plan = Plan(
-        model.config.model_type,
-        optimizer,
-        weigh(model, optimizer_maker(arguments), groups_of(arguments, model)),
-        Batch(
-            arguments.train_batch_size,
-            arguments.gradient_accumulation_steps,
-            nproc,
-            data.tokens_per_row,
-        ),
-        length,
-        passes_of(optimizer, recipe.training),
-        checkpoints_kept(arguments, length),
-    )
-    batch = first_batch(data, arguments.train_batch_size, arguments.seed)
-    shown = describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq")
-    return [*shown, *plan.describe(), disk_in_words(plan, folder)]
+    Raises `UserError` for every problem that is none of the machine's.
+    """
+    draft = read(file, overrides)
+    require_packages(draft.framework)
+    draft.raise_problems()
+    adapted = read(file, [*overrides, *_without_gpu(draft)])
+    check(adapted)
+    return resolve(draft), resolve(adapted)
 
 
-def _make_optimizer(arguments: Any, model: Any) -> None:
+def _without_gpu(draft: Draft) -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    if draft.recipe is None:
+        return ["trainer.accelerator=cpu"] + (["trainer.precision=32-true"] if _is_half(draft.config) else [])
+    training = draft.recipe.training
+    words = [] if "use_cpu" in training else ["training.use_cpu=true"]
+    return words + [f"training.{name}=false" for name in _GPU_ONLY if training.get(name)]
+
+
+def _is_half(config: Any) -> bool:
+    return str((config.get("trainer") or {}).get("precision", "")).startswith("16")
+
+
+def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> None:
     from transformers import Trainer
 
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    trained = options.pop("params", None) or [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kind(trained, **options)
+    from ...hf import parse_optim_args
+    from .batch_text import describe_batch, first_batch
+    from .data import load_data
+    from .model import build_model
+    from .summary import size_of
+    from .trainer_run import build_arguments, optimizer_name, refused_optimizer
+
+    arguments = build_arguments(recipe.training, RunFolder(Path(tempfile.gettempdir(), "unused")))
+    tokenizer, data = load_data(recipe, arguments.seed, say)
+    say(data.describe())
+    model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)
+    with refused_optimizer():
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        kind(options.pop("params", None) or [p for p in model.parameters() if p.requires_grad], **options)
+    batch = first_batch(data, arguments.train_batch_size, arguments.seed)
+    for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
+        say(line)
+    optimizer = optimizer_name(arguments)
+    say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer}")
+    rows, accumulated, per_epoch = arguments.train_batch_size, arguments.gradient_accumulation_steps, None
+    if "train" in data.counts:
+        batches = len(data.train) / (rows * nproc)  # type: ignore[arg-type]
+        batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+        per_epoch = max(1, math.ceil(batches / accumulated))
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = math.ceil(arguments.num_train_epochs * per_epoch)
+    interval = None
+    if optimizer.startswith("sophia"):
+        interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
+    _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
+
+
+def _say_lightning(settings: dict[str, Any], asked: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
+    from ...lightning import TextDataModule
+    from .batch_text import describe_batch, first_batch
+    from .lightning_run import describe, devices_of
+
+    cli = build_alone(settings, say)
+    data, trainer = cli.datamodule, cli.trainer
+    if not isinstance(data, TextDataModule):
+        return say(f"data: {type(data).__name__} prepares itself when training begins")
+    data.prepare_data()
+    prepared = data.prepared
+    for line in describe_batch(first_batch(prepared, data.batch_size, data.seed), data.tokenizer_object):
+        say(line)
+    processes = max(nproc, (devices_of(asked) or 1) * asked.get("num_nodes", 1))
+    say(describe(cli, settings))
+    per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
+    steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 1) * per_epoch
+    optimizer = (settings["model"].get("init_args") or {}).get("optimizer") or settings.get("optimizer") or {}
+    sophia = "Sophia" in str(optimizer.get("class_path"))
+    interval = (optimizer.get("init_args") or {}).get("hessian_interval", 10) if sophia else None
+    factors = (data.batch_size, trainer.accumulate_grad_batches, processes)
+    _say_numbers(say, factors, prepared.tokens_per_row, steps, per_epoch, interval)
+
+
+def _say_numbers(
+    say: Callable[[str], object],
+    factors: tuple[int, int, int],
+    tokens_per_row: float,
+    steps: int,
+    per_epoch: int | None,
+    interval: int | None,
+) -> None:
+    """Tokens of a step, steps, Hessian passes.
+
+    Args:
+        say: receives the lines for the reader.
+        factors: rows of a micro-batch on one process, micro-batches accumulated, processes.
+        tokens_per_row: on average where rows have different lengths.
+        steps: optimizer steps.
+        per_epoch: of an epoch; None for a stream.
+        interval: optimizer steps between two Hessian passes; None without any.
+    """
+    names = zip(factors, ("rows", "accumulated", "processes"), strict=True)
+    shown = [f"{number} {name}" for number, name in names if number > 1 or name == "rows"]
+    tokens = math.prod(factors) * tokens_per_row
+    say(f"optimizer step: {' × '.join([*shown, f'{tokens_per_row:,.5g} tokens'])} = {tokens:,.0f} tokens")
+    epochs = "of a stream" if per_epoch is None else f"{steps / per_epoch:.2f} epochs"
+    say(f"steps: {steps:,}, {steps * tokens:,.0f} tokens, {epochs}")
+    if interval is not None:
+        say(f"Hessian passes: {math.ceil(steps / interval):,}, one every {interval} steps")
+
+
+def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
+    """A LightningCLI of one process for a config, with new weights left without numbers; its data is not prepared."""
+    import torch
+
+    from ...lightning import TextDataModule
+    from ...lightning.cli import quiet
+    from .lightning_run import build, in_folder
+
+    trainer = {
+        key: value for key, value in settings["trainer"].items() if key not in ("devices", "num_nodes", "strategy")
+    }
+    model = (settings["model"].get("init_args") or {}) if isinstance(settings["model"], dict) else {}
+    with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place, quiet():
+        with torch.device("meta") if model.get("config") else torch.device("cpu"):
+            cli = build(in_folder({**settings, "trainer": trainer}, RunFolder(Path(place))), [])
+    if isinstance(cli.datamodule, TextDataModule):
+        cli.datamodule.say = say
+    return cli

@@ -1,74 +1,64 @@
-"""The model of a run: new from a transformers config, or pretrained; sized to its tokenizer, with or without LoRA."""
+"""The model of a recipe: sized to its tokenizer, with the labels of its data; able to do what the data asks."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
+from ... import models
+from ...errors import UserError, one_line
 from ...text.prepare import Prepared
 from ...text.tokenizer import padding, why_not_loaded
 from ..reading.schema import Model
-from .tasks import TASKS, Task
+from ..tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def build_model(
-    wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared, seed: int
+    wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared, seed: int, *, empty: bool = False
 ) -> PreTrainedModel:
     """The model of a task in float32; new weights, a new head and adapters depend on `seed` only.
 
+    With `empty` it has shapes and types but no numbers (torch's meta device), and costs nothing.
+
     Raises `UserError` when a model cannot be loaded, its vocabulary is too small, or it cannot do what the data asks.
     """
+    import torch
     from transformers import set_seed
 
     set_seed(seed)
-    row = TASKS[task]
-    if wanted.pretrained is not None:
-        model = _pretrained(wanted, row, tokenizer, _labels(data))
+    row, labels = TASKS[task], _labels(data)
+    options: dict[str, Any] = {}
+    if wanted.config is not None:
+        options["config"] = _sized(wanted.config, task, tokenizer, labels)
     else:
-        assert wanted.config is not None
-        model = _new(wanted.config, row, tokenizer, _labels(data))
-    if row.auto_class == "AutoModelForCausalLM" and getattr(model, "loss_type", "") is None:
-        model.loss_type = "ForCausalLM"  # transformers knows no loss by this class name and warns of its default
-    if data.layout == "packed":
-        _require_packing(model)
-    return model if wanted.peft is None else _adapted(model, wanted.peft, row)
-
-
-def empty_model(wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> PreTrainedModel:
-    """The model of `build_model` without its numbers, on the meta device: shapes and types at no cost.
-
-    Of a pretrained model only the config is read.  Raises `UserError` as `build_model` does.
-    """
-    import torch
-    import transformers
-
-    row = TASKS[task]
-    with torch.device("meta"):
+        options.update(pretrained=wanted.pretrained, revision=wanted.revision, **labels)
+        options.update(trust_remote_code=wanted.trust_remote_code, empty=empty)
+        if labels and not empty:
+            options["ignore_mismatched_sizes"] = True  # a head for other labels is replaced by a new one
+    try:
+        with torch.device("meta") if empty else contextlib.nullcontext(), _without_report(bool(labels)):
+            model = models.build_model(row.auto_class, **options)
+    except (OSError, ValueError) as error:
         if wanted.pretrained is None:
-            assert wanted.config is not None
-            model = _new(wanted.config, row, tokenizer, _labels(data))
-        else:
-            options = {"revision": wanted.revision, "trust_remote_code": wanted.trust_remote_code, **_labels(data)}
-            try:
-                config = transformers.AutoConfig.from_pretrained(wanted.pretrained, **options)
-                model = getattr(transformers, row.auto_class).from_config(
-                    config, trust_remote_code=wanted.trust_remote_code
-                )
-            except (OSError, ValueError) as error:
-                raise _not_loaded(wanted, error) from None
-        return model.float() if wanted.peft is None else _adapted(model.float(), wanted.peft, row)
-
-
-def _not_loaded(wanted: Model, error: Exception) -> UserError:
-    return UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {why_not_loaded(error)}")
+            raise
+        raise UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {why_not_loaded(error)}") from None
+    if wanted.pretrained is not None:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if rows < len(tokenizer):
+            raise UserError(
+                f"model.pretrained: {wanted.pretrained!r} knows {rows} tokens, the tokenizer has {len(tokenizer)}"
+            )
+        if labels and model.config.pad_token_id is None:
+            model.config.pad_token_id = padding(tokenizer)  # decoders find the end of a row by it
+    if data.layout == "packed" and not empty:
+        _require_packing(model)
+    return model if wanted.peft is None else _adapted(model, {"task_type": row.peft_type, **wanted.peft}, empty)
 
 
 def _labels(data: Prepared) -> dict[str, Any]:
@@ -82,15 +72,14 @@ def _labels(data: Prepared) -> dict[str, Any]:
     }
 
 
-def _new(
-    config: dict[str, Any], row: Task, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
-) -> PreTrainedModel:
-    import transformers
-
+def _sized(
+    config: dict[str, Any], task: str, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
+) -> dict[str, Any]:
+    """The recipe's config with what follows from its tokenizer and its labels."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    if labels or row.peft_type == "SEQ_2_SEQ_LM":
+    if labels or task == "seq2seq":
         special["pad_token_id"] = padding(tokenizer)
-    if row.peft_type == "SEQ_2_SEQ_LM":
+    if task == "seq2seq":
         special["decoder_start_token_id"] = padding(tokenizer)
     settings = {"vocab_size": len(tokenizer), **special, **config, **labels}
     if settings["vocab_size"] < len(tokenizer):
@@ -98,56 +87,33 @@ def _new(
             f"model.config.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)}; "
             "leave it out to follow the tokenizer"
         )
-    return getattr(transformers, row.auto_class).from_config(transformers.AutoConfig.for_model(**settings))
-
-
-def _pretrained(
-    wanted: Model, row: Task, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
-) -> PreTrainedModel:
-    import transformers
-
-    options: dict[str, Any] = {"revision": wanted.revision, "trust_remote_code": wanted.trust_remote_code, **labels}
-    if labels:
-        options["ignore_mismatched_sizes"] = True  # a head for other labels is replaced by a new one
-    try:
-        with _without_report() if labels else contextlib.nullcontext():
-            model = getattr(transformers, row.auto_class).from_pretrained(wanted.pretrained, **options).float()
-    except (OSError, ValueError) as error:
-        raise _not_loaded(wanted, error) from None
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        raise UserError(
-            f"model.pretrained: {wanted.pretrained!r} knows {rows} tokens, the tokenizer has {len(tokenizer)}"
-        )
-    if labels and model.config.pad_token_id is None:
-        model.config.pad_token_id = padding(tokenizer)  # decoders find the end of a row by it
-    return model
+    return settings
 
 
 @contextlib.contextmanager
-def _without_report() -> Iterator[None]:
+def _without_report(new_head: bool) -> Iterator[None]:
     """Without the table of weights that are new: a classifier's head always is."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    if new_head:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
 
 
-def _adapted(model: PreTrainedModel, words: dict[str, Any], row: Task) -> Any:
+def _adapted(model: PreTrainedModel, words: dict[str, Any], empty: bool) -> Any:
+    import torch
+
     if importlib.util.find_spec("peft") is None:
         raise UserError("model.peft needs the package peft, not installed here: pip install peft")
-    from peft import LoraConfig, get_peft_model
-
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")  # peft still asks for it
-            return get_peft_model(model, LoraConfig(**{"task_type": row.peft_type, **words}))
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            return models.with_adapters(model, words)
     except (ValueError, TypeError) as error:
-        raise UserError(f"model.peft: {' '.join(str(error).split())}") from None
+        raise UserError(f"model.peft: {one_line(error)}") from None
 
 
 def _require_packing(model: PreTrainedModel) -> None:

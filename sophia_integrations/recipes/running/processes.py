@@ -1,4 +1,4 @@
-"""The processes of one run: rank 0 goes first and speaks, the others wait for it, and all stop at the same step."""
+"""The processes of one run: rank 0 prepares, speaks and writes, and all stop after the same step."""
 
 from __future__ import annotations
 
@@ -9,31 +9,23 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 T = TypeVar("T")
-_FAILED = "failed"
-_WAIT = 0.1  # seconds between two looks whether the others are done
-_FAREWELL = 5.0  # seconds that rank 0 waits for the others at the end
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FAILED = "failed"
 _LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Connection refused")
-_PREPARING, _AGREEING = timedelta(seconds=300), timedelta(days=7)
-
-
-class Elsewhere(UserError):
-    """Another process of the run has failed and said why; this one ends without a word."""
-
-    def __init__(self) -> None:
-        super().__init__("")
+_PATIENCE = timedelta(days=7)  # a step, or an evaluation, may take long
 
 
 class Processes:
-    """This process's place among those that torchrun, ``accelerate launch`` or ``--nproc`` started.
+    """This process's place among those that torchrun or ``accelerate launch`` started.
 
     Attributes:
         rank: 0 is the one that prepares, prints and writes.
@@ -53,25 +45,24 @@ class Processes:
         return self.rank == 0
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work`, done by rank 0 alone, returns (something JSON can hold); the others wait for it.
+        """What `work`, done by rank 0 alone, returns (something JSON can hold); the others wait for it, however long.
 
-        Raises:
-            Elsewhere: in the other processes, when it failed in rank 0.
+        Where it fails in rank 0, the others end without a word.
         """
         if self.count == 1:
             return work()
         key = f"turn-{self._turns}"
         self._turns += 1
-        if not self.main:
-            return self._answer(key)
-        try:
+        if self.main:
             with _alone():
                 value = work()
-        except BaseException:
-            self._store.set(key, json.dumps({_FAILED: True}))
-            raise
-        self._store.set(key, json.dumps({"value": value}))
-        return value
+            self._store.set(key, json.dumps(value))
+            return value
+        while not self._store.check([key]):
+            if self._store.check([_FAILED]):
+                raise SystemExit(2)
+            time.sleep(0.1)
+        return json.loads(self._store.get(key))
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """What `work` returns, done by rank 0 and then, with its files and cache entries there, by the others."""
@@ -83,60 +74,54 @@ class Processes:
         with _alone():
             return work()
 
-    def agree(self, number: int) -> int:
-        """The largest `number` of all processes; each must call it at the same point.
+    def agree(self, number: int = 0) -> int:
+        """The largest `number` of all processes; each must call it at the same point, and waits there for the others.
 
-        Goes over the CPU, so that no process waits for its GPU.  Raises `Elsewhere` when another one has failed.
+        Goes over the CPU, so that no process waits for its GPU.
         """
         if self.count == 1:
             return number
         import torch
         import torch.distributed as dist
 
-        with self.quiet_if_another_failed():
-            if self._group is None:
-                self._group = dist.new_group(backend="gloo", timeout=_AGREEING)
-            tensor = torch.tensor(number)
-            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        tensor = torch.tensor(number)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return int(tensor)
 
+    def require_same_number(self, began: int, folder: Path) -> None:
+        """Raises `UserError` when the run in `folder` trains with `began` processes and this is another number."""
+        if began != self.count:
+            others = "one process" if began == 1 else f"{began} processes"
+            raise UserError(
+                f"the run in {folder} trains with {others}, and this is {self.count}: its batches would be others. Go "
+                f"on with --nproc {began}, or use --fresh to start anew"
+            )
+
     @contextlib.contextmanager
-    def quiet_if_another_failed(self) -> Iterator[None]:
-        """Marks a failure in here for the other processes; one that is only their echo becomes `Elsewhere`."""
+    def speaking_once(self) -> Iterator[None]:
+        """Around all of a run: of a failure in several processes only the first is told."""
         if self.count == 1:
             yield
             return
+        failed = True
         try:
             yield
-        except Elsewhere:
-            raise
+            failed = False
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt if self.main else SystemExit(130) from None
         except Exception as error:
             if self._first_to_fail() != self.rank:
-                raise Elsewhere from None
+                raise SystemExit(2) from None
             if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
                 raise UserError(
                     "another process of this run has ended without a word (killed, or out of memory?); run the same "
                     "command again to go on from the last whole checkpoint"
                 ) from None
             raise
-
-    def leave(self, *, failed: bool) -> None:
-        """Ends the connection, after which nothing here may be called.
-
-        Rank 0 may keep the store that the others still ask, so it goes last.
-        """
-        import torch.distributed as dist
-
-        if dist.is_initialized() and (not failed or dist.get_backend() == "gloo"):  # NCCL may wait for who failed
-            dist.destroy_process_group()
-        self._group = None
-        gc.collect()  # DDP, in a cycle, still holds the group, whose threads would abort an interpreter that exits
-        until = time.monotonic() + _FAREWELL
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"left-{self.rank}", "")
-            others = [f"left-{rank}" for rank in range(self.count)]
-            while self.main and not self._store.check(others) and time.monotonic() < until:
-                time.sleep(_WAIT)
+        finally:
+            self._leave(failed)
 
     def _first_to_fail(self) -> int:
         try:
@@ -144,30 +129,24 @@ class Processes:
         except RuntimeError:  # the store ended with the process that kept it
             return 0
 
-    def _answer(self, key: str) -> Any:
-        try:
-            while not self._store.check([key]):
-                if self._store.check([_FAILED]):
-                    raise Elsewhere
-                time.sleep(_WAIT)
-            answer = json.loads(self._store.get(key))
-        except RuntimeError:  # the store ended with the process that kept it
-            raise Elsewhere from None
-        if _FAILED in answer:
-            raise Elsewhere
-        return answer["value"]
+    def _leave(self, failed: bool) -> None:
+        import torch.distributed as dist
+
+        if dist.is_initialized() and (not failed or dist.get_backend() == "gloo"):  # NCCL may wait for who failed
+            dist.destroy_process_group()
+        self._group = None
+        gc.collect()  # DDP, in a cycle, still holds the group, whose threads would abort an interpreter that exits
 
 
 def _connect(rank: int, count: int) -> Any:
     from torch.distributed import PrefixStore, rendezvous
 
     try:
-        store, *_ = next(rendezvous("env://", rank=rank, world_size=count, timeout=_PREPARING))
+        store, *_ = next(rendezvous("env://", rank=rank, world_size=count, timeout=timedelta(minutes=5)))
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"WORLD_SIZE is {count}, but the {count} processes cannot be connected ({reason}); start them with "
-            f"sophia train RECIPE --nproc {count}, torchrun or accelerate launch"
+            f"WORLD_SIZE is {count}, but the {count} processes cannot be connected ({one_line(error)}); start them "
+            "with torchrun or accelerate launch"
         ) from None
     return PrefixStore("sophia", store)
 

@@ -11,11 +11,11 @@ from types import FrameType
 
 from .processes import Processes
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_PRESS = 1.0  # seconds; launchers may deliver one Ctrl-C twice
 
 
-class SignalWatch:
+class StopRequest:
     """Remembers the first signal; a second one ends the process at once.
 
     Attributes:
@@ -30,21 +30,21 @@ class SignalWatch:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes over both signals, and gives them back."""
-        try:
-            before = self.take()
-        except ValueError:  # not the main thread: signals cannot be watched from here
-            yield
-            return
+        """Takes over both signals, and gives them back; does nothing outside the main thread."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.take()
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            with contextlib.suppress(ValueError):
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-    def take(self) -> dict[int, object]:
-        """Takes over both signals and returns their handlers before; raises ValueError outside the main thread."""
-        return {number: signal.signal(number, self._received) for number in _WATCHED}
+    def take(self) -> None:
+        """Takes over both signals, also from a trainer that has just taken them."""
+        with contextlib.suppress(ValueError):  # not the main thread: signals cannot be received here
+            for number in _SIGNALS:
+                signal.signal(number, self._received)
 
     def agree(self) -> int | None:
         """The signal that any process received; all must call it after the same step."""

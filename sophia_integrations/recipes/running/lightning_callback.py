@@ -1,9 +1,9 @@
-"""Callbacks of a Lightning run: what goes into ``metrics.jsonl`` and onto the screen, and the stop on a signal."""
+"""The callback that writes a Lightning run into its folder, and stops it after a signal."""
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -11,35 +11,38 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..bar import Bar
-from ..event_file import EventFile
-from ..folder import RunFolder
-from ..signals import SignalWatch
+from .run_folder import RunFolder
+from .run_log import RunLog, tokens_in
+from .signals import StopRequest
 
 _VALIDATION = ("val_loss", "eval_loss", "valid_loss", "validation_loss", "val/loss", "valid/loss", "eval/loss")
 _STOPPED = "stopped-"
 
 
-class RunMetrics(Callback):
-    """Writes and shows the mean training loss every `log_every_n_steps`, and the validation loss.
+class Stopped(Exception):
+    """Ends `Trainer.fit` after a signal, once the checkpoint is saved."""
+
+
+class RunFolderCallback(Callback):
+    """Logs the mean training loss every `log_every_n_steps` and the validation loss; keeps checkpoints in the folder.
 
     The training loss is what `training_step` returns, averaged over all micro-batches and ranks since the last log; the
     sum so far is part of the checkpoint, so that a resumed run logs the same. The validation loss is the first of
     ``val_loss``, ``eval_loss``, … that the module logs. Counts tokens where batches hold ``input_ids``.
 
     Args:
-        events: the file of the metrics.
-        main: whether this process writes and prints.
+        folder: the run folder.
+        stop: the wish to stop; then the step is finished and a checkpoint saved, in all processes.
 
     Attributes:
         step, epoch: optimizer steps and epochs so far.
         began: whether training has begun.
     """
 
-    def __init__(self, events: EventFile, main: bool) -> None:
-        self.events, self.main = events, main
+    def __init__(self, folder: RunFolder, stop: StopRequest) -> None:
+        self.folder, self.stop, self.run_log = folder, stop, RunLog(folder.metrics)
+        self.main = stop.processes.main
         self.step, self.epoch, self.began = 0, 0.0, False
-        self._bar: Bar | None = None
         self._trainer: Trainer | None = None
         self._loss: Any = 0.0
         self._tokens: Any = 0
@@ -48,26 +51,42 @@ class RunMetrics(Callback):
 
     @property
     def tokens(self) -> int:
-        """Tokens that all ranks have trained on, those of earlier sessions included."""
+        """Tokens that all ranks have trained on, those of earlier sessions included; every rank must ask."""
         return int(self._reduced(self._tokens, "sum"))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "dirpath", "") is None:
+                callback.dirpath = os.path.realpath(self.folder.checkpoints)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes what a `ModelCheckpoint` remembers name the files of this folder, which may have been moved."""
+        here = os.path.realpath(self.folder.checkpoints)
+        for state in (checkpoint.get("callbacks") or {}).values():
+            if isinstance(state, dict) and {"dirpath", "best_k_models"} <= state.keys():
+                before, state["dirpath"] = state["dirpath"], here
+                best = state["best_k_models"].items()
+                state["best_k_models"] = {path.replace(before, here, 1): score for path, score in best}
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = state[name].replace(before, here, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        loss = self._reduced(self._loss, "mean")
-        counts = {"micro_batches": self._micro_batches, "tokens": self.tokens, "epoch": self.epoch}
-        return {"loss": float(loss), **counts}
+        loss = float(self._reduced(self._loss, "mean"))
+        return {"loss": loss, "micro_batches": self._micro_batches, "tokens": self.tokens, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loss, self._micro_batches, self.epoch = (state_dict[key] for key in ("loss", "micro_batches", "epoch"))
         self._tokens = state_dict["tokens"] if self.main else 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.take()  # the signals, from Lightning, which would stop in the middle of a window
         self.step, self.began = trainer.global_step, True
         if self.main:
-            self.events.resume_at(self.step)
-            self._bar = Bar(self.step, last_step(trainer))
+            self.run_log.begin(self.step, _last_step(trainer))
+            self.run_log.show_bar()
+        if self.stop.agree() is not None:
+            raise Stopped
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
@@ -82,43 +101,38 @@ class RunMetrics(Callback):
             scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._loss = self._loss + loss.detach().float() * scale
             self._micro_batches += 1
-        self._tokens = self._tokens + _tokens(batch)
+        self._tokens = self._tokens + tokens_in(batch)
         self.epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
         before, self.step, every = self.step, trainer.global_step, trainer.log_every_n_steps
         if self.step == before:
             return
-        if self._bar is not None:
-            self._bar.move(self.step)
+        self.run_log.move(self.step)
         if every and self.step // every > before // every and self._micro_batches:
-            self._log(trainer)
+            self._write_training(trainer)
+        if self.stop.agree() is not None and self.step != _last_step(trainer):
+            trainer.save_checkpoint(self.folder.checkpoints / f"{_STOPPED}{self.step}.ckpt")
+            if self.main:
+                drop_stopped(self.folder, but=self.step)
+            raise Stopped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = next((name for name in _VALIDATION if name in trainer.callback_metrics), None)
-        if trainer.sanity_checking or name is None or not self.main:
-            return
-        figures = {"eval_loss": float(trainer.callback_metrics[name])}
-        self.events.append(self.step, self.epoch, figures)
-        (self._bar or Bar(self.step, trainer.max_steps if trainer.max_steps > 0 else None, lines=True)).validation(
-            self.step, figures
-        )
+        if self.main and name is not None and not trainer.sanity_checking:
+            self.run_log.validation(self.step, self.epoch, {"eval_loss": float(trainer.callback_metrics[name])})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.run_log.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.run_log.close()
 
-    def _log(self, trainer: Trainer) -> None:
+    def _write_training(self, trainer: Trainer) -> None:
         figures = {"loss": float(self._reduced(self._loss / self._micro_batches, "mean")), **self._seen}
         self._loss, self._micro_batches, self._seen = 0.0, 0, {}
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith("sophia/"):
-                figures[name] = float(value)
+        logged = trainer.callback_metrics.items()
+        figures |= {name: float(value) for name, value in logged if name.startswith("sophia/")}
         if self.main:
-            self.events.append(self.step, self.epoch, figures)
-            self._bar.training(self.step, figures)
+            self.run_log.training(self.step, self.epoch, figures)
 
     def _reduced(self, value: Any, how: str) -> torch.Tensor:
         """The sum or mean of all ranks; every rank must call this."""
@@ -126,41 +140,10 @@ class RunMetrics(Callback):
         return self._trainer.strategy.reduce(tensor.clone(), reduce_op=how)
 
 
-class Stopped(Exception):
-    """Ends `Trainer.fit` after a signal, once the checkpoint is saved."""
-
-
-class StopOnSignal(Callback):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint, stop, in all processes."""
-
-    def __init__(self, watch: SignalWatch, folder: RunFolder) -> None:
-        self.watch, self.folder = watch, folder
-        self._step = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread
-            self.watch.take()  # from Lightning, which would stop in the middle of a window
-        self._step = trainer.global_step
-        if self.watch.agree() is not None:
-            raise Stopped
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        before, self._step = self._step, trainer.global_step
-        if self._step == before or self.watch.agree() is None or self._step == last_step(trainer):
-            return
-        target = self.folder.checkpoints / f"{_STOPPED}{self._step}.ckpt"
-        trainer.save_checkpoint(target)
-        if trainer.is_global_zero:
-            drop_stopped(self.folder, keep=target.name)
-        raise Stopped
-
-
-def drop_stopped(folder: RunFolder, keep: str = "") -> None:
-    """Deletes the checkpoints that earlier stops left."""
+def drop_stopped(folder: RunFolder, but: int | None = None) -> None:
+    """Deletes the checkpoints that earlier stops left, except one after `but` steps."""
     for path in folder.checkpoints.glob(f"{_STOPPED}*.ckpt"):
-        if path.name == keep:
+        if path.name == f"{_STOPPED}{but}.ckpt":
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -168,18 +151,10 @@ def drop_stopped(folder: RunFolder, keep: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-def last_step(trainer: Trainer) -> int | None:
+def _last_step(trainer: Trainer) -> int | None:
     """The optimizer step at which training ends by itself, once it has begun; None without one."""
     steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
     return int(steps) if math.isfinite(steps) else None
-
-
-def _tokens(batch: Any) -> Any:
-    """Tokens of a batch without padding; 0 where it has none."""
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        return 0
-    mask = batch.get("attention_mask")
-    return batch["input_ids"].numel() if mask is None else mask.sum()
 
 
 def _gradient_norm(optimizer: torch.optim.Optimizer) -> float:

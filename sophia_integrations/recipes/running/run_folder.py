@@ -1,6 +1,7 @@
 """The run folder: where a run keeps everything, and whether a recipe may go on in it.
 
-    recipe.yaml  data.json  metrics.jsonl  tokenizer/  checkpoint-N/  tensorboard/  model/  summary.json  loss.png
+    recipe.yaml  data.json  metrics.jsonl  tokenizer/  checkpoint-N/ or checkpoints/  tensorboard/  model/  summary.json
+    loss.png
 
 ``summary.json`` is written last: a folder that has it is complete.
 """
@@ -8,20 +9,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...text.cache import write_aside
-from ...text.files import absolute_globs
-from ..reading.schema import Recipe
 from ..reading.yaml_places import RecipeDumper, parse
 
 try:
@@ -30,22 +30,10 @@ except ImportError:  # Windows: no lock, two runs in one folder are the user's t
     fcntl = None  # type: ignore[assignment]
 
 RECIPE = "recipe.yaml"
-
-
-def resolve(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its defaults filled in, file patterns and local folders made absolute; without ``run_dir``, so
-    that a run folder can be moved."""
-    settings = recipe.settings()
-    settings.pop("run_dir", None)
-    data = settings["data"]
-    for key in ("files", "validation_files"):
-        if key in data:
-            data[key] = absolute_globs(data[key], Path.cwd())
-    for section in (data.get("hub"), settings["model"], settings.get("tokenizer")):
-        for key in {"path", "pretrained"}.intersection(section or ()):
-            folder = os.path.expanduser(section[key])
-            section[key] = os.path.abspath(folder) if os.path.isdir(folder) else section[key]
-    return settings
+_SIGNS_OF_A_FULL_DISK = (
+    "No space left", "File too large", "StorageFull",  # safetensors
+    "PytorchStreamWriter", "iostream error", "inline_container",  # torch.save
+)  # fmt: skip
 
 
 class RunFolder:
@@ -83,19 +71,21 @@ class RunFolder:
     def require_same(self, settings: dict[str, Any]) -> None:
         """Raises `UserError`, naming the differing keys, when this folder belongs to another recipe."""
         if not self.recipe.is_file():
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.path} is a file, not a folder; choose another with {self.setting}=PATH")
             if self.path.is_dir() and set(os.listdir(self.path)) - {".lock"}:
                 raise UserError(
                     f"{self.path} is not empty and no run folder (no {RECIPE} in it); choose another with "
                     f"{self.setting}=PATH"
                 )
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"{self.path} is a file, not a folder; choose another with {self.setting}=PATH")
+            return
+        if not self.begun:
             return
         here = parse(self.recipe.read_text(encoding="utf-8"), lambda line, column: f"{self.recipe}:{line}:{column}")
-        if self.begun and (here.problems or not isinstance(here.value, dict)):
+        if here.problems or not isinstance(here.value, dict):
             raise UserError(f"{self.recipe} is damaged; choose another folder with {self.setting}=PATH, or use --fresh")
         changes = differences(here.value, settings)
-        if changes and self.begun:
+        if changes:
             raise UserError(
                 f"{self.path} holds a run of another recipe: {'; '.join(changes)}. Use --fresh to start in a new "
                 f"numbered folder, or {self.setting}=PATH to choose one"
@@ -126,19 +116,17 @@ class RunFolder:
 
     def require_same_data(self, text: str) -> None:
         """Stores `text` (counts and digest) or compares it: raises `UserError` when the data changed meanwhile."""
-        digest = json.loads(text)["digest"]
-        if self.data.is_file():
-            try:
-                before = json.loads(self.data.read_text(encoding="utf-8"))["digest"]
-            except (ValueError, KeyError):
-                raise UserError(f"{self.data} is damaged; use --fresh to start in a new numbered folder") from None
-            if before != digest:
-                raise UserError(
-                    f"the text or the tokenizer changed since the run in {self.path} began, so it cannot go on "
-                    "exactly; restore the files, or use --fresh to start anew"
-                )
-        else:
-            write_text(self.data, text)
+        if not self.data.is_file():
+            return write_text(self.data, text)
+        try:
+            before = json.loads(self.data.read_text(encoding="utf-8"))["digest"]
+        except (ValueError, KeyError):
+            raise UserError(f"{self.data} is damaged; use --fresh to start in a new numbered folder") from None
+        if before != json.loads(text)["digest"]:
+            raise UserError(
+                f"the text or the tokenizer changed since the run in {self.path} began, so it cannot go on "
+                "exactly; restore the files, or use --fresh to start anew"
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -150,6 +138,27 @@ class RunFolder:
                 except OSError:
                     raise UserError(f"another process is training in {self.path}; wait for it or use --fresh") from None
             yield
+
+    @contextlib.contextmanager
+    def full_disk_as_sentence(self) -> Iterator[None]:
+        """Around the training: turns a library's error about a file that cannot be written into a `UserError`."""
+        try:
+            yield
+        except Exception as error:
+            if not is_about_the_disk(error):
+                raise
+            reason = one_line(error) if isinstance(error, OSError) else "No space left on device?"
+            raise UserError(
+                f"{self.path} could not be written in training ({reason}); make room and run the same command again: "
+                "it goes on from the last whole checkpoint"
+            ) from None
+
+
+def is_about_the_disk(error: BaseException) -> bool:
+    """Whether an error of a library means that a file could not be written."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    return any(sign in str(error) for sign in _SIGNS_OF_A_FULL_DISK)
 
 
 def choose_folder(run_dir: str | None, file: Path, *, fresh: bool) -> Path:
@@ -163,12 +172,16 @@ def choose_folder(run_dir: str | None, file: Path, *, fresh: bool) -> Path:
         path = file.parent
     else:
         path = Path("runs") / file.stem
-    if fresh:
-        number, base = 1, path
-        while path.exists() or path.is_symlink():
-            number += 1
-            path = base.with_name(f"{base.name}-{number}")
-    return path
+    return free_name(path) if fresh else path
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of ``path-2``, ``path-3``, … that does not exist."""
+    number, free = 1, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
@@ -187,3 +200,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 def write_text(path: Path, text: str) -> None:
     """Replaces a small text file as a whole."""
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
+    """Lets `fill` make a folder beside `target`, which then takes its place: never half of one under the name."""
+    aside = target.with_name(f".{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    fill(aside)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)

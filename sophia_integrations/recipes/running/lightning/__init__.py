@@ -1,1 +1,0 @@
-"""A LightningCLI recipe, trained: its run folder, checkpoints, figures and dry run."""
