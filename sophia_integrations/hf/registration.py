@@ -12,7 +12,8 @@ from wrapt.importer import when_imported
 from .arguments import NAMES, SOPHIAS
 
 Builder = Callable[[Any, Any], "tuple[type, dict[str, Any]]"]
-"""From TrainingArguments and a model: the class of an optimizer and its keyword arguments, `lr` or groups as `params`."""
+"""From TrainingArguments and a model: the class of an optimizer and its keyword arguments, `params` among them for
+parameter groups of its own."""
 
 _registered = False
 _others: dict[str, Builder] = {}

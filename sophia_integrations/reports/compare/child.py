@@ -57,7 +57,7 @@ def _know_rivals() -> None:
 
 def _with_graph(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
     """AdaHessian differentiates the gradient again: its graph is kept, and attention is a kernel that can be."""
-    if getattr(instance.args.optim, "value", instance.args.optim) != "adahessian":
+    if getattr(instance.args.optim, "value", instance.args.optim) != "compare_adahessian":
         return wrapped(*args, **kwargs)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -13,7 +13,9 @@ from ...errors import UserError
 from ...recipes.reading.loader import read
 
 Settings = dict[str, Any]
-OWN_OPTIM_ARGS = ("sophia", "muon", "soap", "lion", "adahessian")
+OURS = "compare_"
+"""How ``training.optim`` begins of the rivals that only a comparison's runs know."""
+OWN_OPTIM_ARGS = ("sophia", OURS)
 """Optimizers whose β₁ stands in ``optim_args``; the others' is ``adam_beta1``."""
 _NO_DECAY = ("constant", "constant_with_warmup", "reduce_lr_on_plateau")
 
@@ -49,8 +51,11 @@ class Dials(Protocol):
     def measured(self, settings: Settings, steps: int) -> Settings:
         """A short run of which only the time is wanted: evaluated at its end alone, without checkpoints."""
 
-    def steps(self, settings: Settings) -> int | None:
-        """Optimizer steps; None where they follow from epochs."""
+    def length(self, settings: Settings) -> tuple[int | None, float | None]:
+        """Optimizer steps, or where they follow from them, epochs."""
+
+    def evaluations(self, settings: Settings, steps: int) -> int:
+        """How often a run of `steps` is evaluated."""
 
     def interval(self, settings: Settings) -> int:
         """Steps after which the price of a step repeats."""
@@ -133,9 +138,16 @@ class _HfDials:
             set_optim_args(training, basis_warmup=0)
         return new
 
-    def steps(self, settings: Settings) -> int | None:
-        steps = settings["training"].get("max_steps", -1)
-        return steps if steps > 0 else None
+    def length(self, settings: Settings) -> tuple[int | None, float | None]:
+        training = settings["training"]
+        steps = training.get("max_steps", -1)
+        return (steps, None) if steps > 0 else (None, float(training.get("num_train_epochs", 3)))
+
+    def evaluations(self, settings: Settings, steps: int) -> int:
+        training = settings["training"]
+        every = training.get("eval_steps") or training.get("logging_steps", 500)
+        by_steps = training.get("eval_strategy") == "steps"
+        return max(1, int(steps / every if every >= 1 else 1 / every)) if by_steps else 1
 
     def interval(self, settings: Settings) -> int:
         return _period(optim_args(settings["training"]).get("hessian_interval", 10))
@@ -150,9 +162,7 @@ class _LightningDials:
         trainer.pop("default_root_dir", None)
         model = new.get("model")
         if not (isinstance(model, dict) and str(model.get("class_path")).endswith(".CausalLM")):
-            raise UserError(
-                "model: only CausalLM's optimizer and schedule are known here; compare a recipe that has it"
-            )
+            raise UserError("model: only CausalLM's optimizer and schedule are known here; compare a recipe of it")
         arguments = model.setdefault("init_args", {})
         if not isinstance(arguments.get("optimizer"), dict):
             raise UserError("model.init_args.optimizer: give a class_path and init_args with lr, to be changed")
@@ -226,8 +236,12 @@ class _LightningDials:
             groups["basis_warmup"] = 0
         return new
 
-    def steps(self, settings: Settings) -> int | None:
-        return settings["trainer"]["max_steps"]
+    def length(self, settings: Settings) -> tuple[int | None, float | None]:
+        return settings["trainer"]["max_steps"], None
+
+    def evaluations(self, settings: Settings, steps: int) -> int:
+        every = settings["trainer"].get("val_check_interval")
+        return max(1, steps // every) if isinstance(every, int) and every else 1
 
     def interval(self, settings: Settings) -> int:
         arguments = settings["model"]["init_args"]["optimizer"].get("init_args") or {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ...optim import param_groups
-from .dials import optim_args
+from .dials import OURS, optim_args
 
 
 class _MatricesAndRest(Optimizer):
@@ -99,16 +99,18 @@ class Soap(_MatricesAndRest):
 def for_trainer(name: str) -> Callable[[Any, nn.Module], tuple[type[Optimizer], dict[str, Any]]]:
     """What makes class and keyword arguments of a rival from TrainingArguments and a model."""
 
+    rival = name.removeprefix(OURS)
+
     def build(args: Any, model: nn.Module) -> tuple[type[Optimizer], dict[str, Any]]:
         words = optim_args({"optim_args": args.optim_args})
         first = float(words.pop("beta1")) if "beta1" in words else None
         if words:
-            raise ValueError(f"optim_args: only beta1 is known to {name!r}, not {', '.join(words)}")
+            raise ValueError(f"optim_args: only beta1 is known to {rival}, not {', '.join(words)}")
         kwargs: dict[str, Any] = {"lr": args.learning_rate}
-        if name in ("muon", "soap"):
+        if rival in ("muon", "soap"):
             adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             kwargs["params"] = param_groups(model, weight_decay=args.weight_decay, adamw=adamw)
-        if name == "muon":
+        if rival == "muon":
             return Muon, {**kwargs, "weight_decay": args.weight_decay, **({} if first is None else {"momentum": first})}
         import pytorch_optimizer
 
@@ -116,7 +118,7 @@ def for_trainer(name: str) -> Callable[[Any, nn.Module], tuple[type[Optimizer], 
             "soap": (Soap, 0.95),
             "lion": (pytorch_optimizer.Lion, 0.99),
             "adahessian": (pytorch_optimizer.AdaHessian, 0.999),
-        }[name]
+        }[rival]
         if first is not None:
             kwargs["betas"] = (first, second)
         return cls, kwargs
@@ -124,5 +126,5 @@ def for_trainer(name: str) -> Callable[[Any, nn.Module], tuple[type[Optimizer], 
     return build
 
 
-TRAINER_NAMES = ("muon", "soap", "lion", "adahessian")
-"""For ``training.optim``; what transformers has under other names it needs other packages for."""
+TRAINER_NAMES = tuple(OURS + name for name in ("muon", "soap", "lion", "adahessian"))
+"""For ``training.optim``."""

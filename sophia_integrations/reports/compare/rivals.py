@@ -54,16 +54,16 @@ _EXTRA = "pytorch_optimizer"
 _SIGN = {"rho": 0.0, "hessian_interval": _ONCE}
 RIVALS: dict[str, Rival] = {
     "adamw": Rival("adamw_torch_fused", 1.0, "torch's AdamW, fused", "torch.optim.AdamW", arguments={"fused": True}),
-    "lion": Rival("lion", 0.25, "Lion on all parameters", "pytorch_optimizer.Lion", own_betas=True, package=_EXTRA),
+    "lion": Rival("compare_lion", 0.25, "Lion on all parameters", "pytorch_optimizer.Lion", own_betas=True, package=_EXTRA),
     "adahessian": Rival(
-        "adahessian", 64.0, "AdaHessian on all parameters; each backward pass keeps its graph", "", own_betas=True,
+        "compare_adahessian", 64.0, "AdaHessian on all parameters; each backward pass keeps its graph", "", own_betas=True,
         package=_EXTRA,
     ),
     "soap": Rival(
-        "soap", 1.0, "SOAP on matrices, AdamW on the rest", f"{_OWN}.Soap", groups={}, package=_EXTRA,
+        "compare_soap", 1.0, "SOAP on matrices, AdamW on the rest", f"{_OWN}.Soap", groups={}, package=_EXTRA,
     ),
     "muon": Rival(
-        "muon", 1.0, "torch's Muon on matrices, AdamW on the rest", f"{_OWN}.Muon", arguments={"momentum": 0.95},
+        "compare_muon", 1.0, "torch's Muon on matrices, AdamW on the rest", f"{_OWN}.Muon", arguments={"momentum": 0.95},
         groups={},
     ),
     "sign": Rival(
@@ -90,8 +90,8 @@ def sides_of(recipe: str, against: Sequence[str]) -> list[Side]:
     """The recipe's own side, then one for each of `against`, which are names of `RIVALS` or recipes.
 
     Raises:
-        UserError: a name that is none, a package that is missing, an optimizer that cannot train this recipe, or recipes
-            that train something else than this one.
+        UserError: a name that is none, a missing package, an optimizer that cannot train this recipe, or a recipe that
+            trains something else.
     """
     own = load(recipe)
     own = dials_of(own).prepare(own)
@@ -142,8 +142,8 @@ def _change_hf(training: dict[str, Any], rival: Rival) -> None:
 def _change_lightning(settings: Settings, name: str, rival: Rival) -> None:
     if not rival.class_path:
         raise UserError(
-            f"--against {name}: it needs every backward pass to keep its graph, which Lightning's automatic optimization "
-            "does not do; compare an hf recipe with it"
+            f"--against {name}: it needs every backward pass to keep its graph, which Lightning's automatic "
+            "optimization does not do; compare an hf recipe with it"
         )
     arguments = settings["model"]["init_args"]
     optimizer = arguments["optimizer"]
@@ -187,9 +187,10 @@ def _require_same_task(own: Settings, other: Settings, word: str) -> None:
                 f"--against {word}: its {'.'.join(key)} is not the recipe's: losses compare only for the same model on "
                 "the same text; change nothing but the optimizer and its settings"
             )
-    lengths = [dials_of(one).steps(one) for one in (own, other)]
+    lengths = [dials_of(one).length(one) for one in (own, other)]
     if lengths[0] != lengths[1]:
-        raise UserError(f"--against {word}: it trains {lengths[1]} steps, and the recipe {lengths[0]}; make them equal")
+        shown = [f"{epochs:g} epochs" if steps is None else f"{steps} steps" for steps, epochs in lengths]
+        raise UserError(f"--against {word}: it trains {shown[1]}, and the recipe {shown[0]}; make them equal")
 
 
 def _at(settings: Settings, key: tuple[str, ...]) -> Any:
