@@ -31,16 +31,21 @@ def register() -> None:
 
 
 def register_optimizer(name: str, build: Builder) -> None:
-    """Make another `optim=name` known to this process's Trainers; before transformers is imported.
+    """Make another `optim=name` known to the Trainers of this process, now or as soon as transformers is imported.
+
+    Args:
+        name: that neither transformers nor this package has.
+        build: makes the optimizer.
 
     Raises:
         ValueError: the name is one of Sophia's.
     """
     if name in SOPHIAS:
         raise ValueError(f"optim={name!r} is Sophia's own; choose another name.")
+    _others[name] = build
     if name not in NAMES:
         NAMES.append(name)
-    _others[name] = build
+        when_imported("transformers.training_args")(lambda module: _add_enum_member(module.OptimizerNames, name))
 
 
 def _add_names(training_args: ModuleType) -> None:

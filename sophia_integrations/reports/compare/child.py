@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--flops"]:
         _, file, start, end, *arguments = arguments
         _count(Path(file), int(start), int(end))
-    _know_rivals()
+    know_rivals()
     from ...cli import main as sophia
 
     return sophia(arguments)
@@ -39,7 +39,8 @@ def _end_with_parent() -> None:
     os._exit(_ORPHANED)
 
 
-def _know_rivals() -> None:
+def know_rivals() -> None:
+    """Makes the rivals known to the Trainers of this process, once and before transformers is imported."""
     from wrapt import wrap_function_wrapper
     from wrapt.importer import when_imported
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .fit import crossing, mean_curve
 from .judge import Judged
@@ -16,8 +19,8 @@ _COLOURS = ("#c8553d", "#1f4e8c", "#4b7f52", "#8a6d3b", "#7b4b94", "#2a9d8f", "#
 def draw(result: Result, target: Path) -> None:
     """Writes the figure; each curve is the mean over the seeds of the longest runs that count.
 
-    A dot is a final loss after the whole decay, of every horizon of a fit; a cross is where a curve first reaches the
-    reference's final loss, on its way and so before its own decay has ended or at its end.
+    A dot is a final loss after the whole decay, at every horizon of a fit; a cross is where a curve first reaches the
+    reference's final loss, on its way and so before its own decay has ended.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +31,7 @@ def draw(result: Result, target: Path) -> None:
     level = result.final(result.reference).value
     for side, colour in zip(result.judged, _COLOURS * len(result.judged), strict=False):
         for axis, unit in zip(panels, _units(side), strict=True):
-            _draw_side(axis, side, unit, colour, level)
+            _draw_side(axis, side, unit, colour, level, result.reference)
     _draw_law(panels[0], result)
     lows = [loss for side in result.judged for loss in mean_curve(_curves(side))[1]]
     if lows:
@@ -43,7 +46,8 @@ def draw(result: Result, target: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("validation loss (nats)")
     panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(next((v.headline for v in result.verdicts if v.headline), "no headline"), fontsize=10)
+    headlines = [verdict.headline for verdict in result.verdicts if verdict.headline]
+    figure.suptitle("\n".join(headlines) or "no headline", fontsize=9)
     figure.savefig(target)
 
 
@@ -53,7 +57,7 @@ def crossings(result: Result) -> dict[str, float | None]:
     return {side.name: crossing(*mean_curve(_curves(side)), level) for side in result.judged}
 
 
-def _draw_side(axis: object, side: Judged, unit: float, colour: str, level: float) -> None:
+def _draw_side(axis: Any, side: Judged, unit: float, colour: str, level: float, reference: Judged) -> None:
     steps, losses = mean_curve(_curves(side))
     if not steps or not math.isfinite(unit):
         return
@@ -63,11 +67,11 @@ def _draw_side(axis: object, side: Judged, unit: float, colour: str, level: floa
         if finite:
             axis.plot(runs[0].steps * unit, sum(finite) / len(finite), "o", color=colour, markersize=4)
     at = crossing(steps, losses, level)
-    if at is not None:
-        axis.plot(at * unit, level, "x", color=colour, markersize=9, markeredgewidth=2)
+    if at is not None and side is not reference:
+        axis.plot(at * unit, np.interp(at, steps, losses), "x", color=colour, markersize=9, markeredgewidth=2)
 
 
-def _draw_law(axis: object, result: Result) -> None:
+def _draw_law(axis: Any, result: Result) -> None:
     law = next((verdict.law for verdict in result.verdicts if verdict.law is not None), None)
     if law is None:
         return

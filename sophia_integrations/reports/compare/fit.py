@@ -162,7 +162,7 @@ def log_interval(value: float, samples: Sequence[float], n: int, confidence: flo
 def crossing(x: Sequence[float], losses: Sequence[float], level: float) -> float | None:
     """Where a curve first comes down to `level`, between its points by a straight line; None when it never does.
 
-    Points that are not finite are left out.
+    A curve that begins below it crosses at its first point. Points that are not finite are left out.
     """
     points = [(at, loss) for at, loss in zip(x, losses, strict=True) if math.isfinite(loss)]
     before: tuple[float, float] | None = None

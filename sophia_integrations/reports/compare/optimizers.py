@@ -98,7 +98,6 @@ class Soap(_MatricesAndRest):
 
 def for_trainer(name: str) -> Callable[[Any, nn.Module], tuple[type[Optimizer], dict[str, Any]]]:
     """What makes class and keyword arguments of a rival from TrainingArguments and a model."""
-
     rival = name.removeprefix(OURS)
 
     def build(args: Any, model: nn.Module) -> tuple[type[Optimizer], dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .dials import Settings, dials_of, load, optim_args, rounded, set_optim_args
+from .dials import OURS, Settings, dials_of, load, optim_args, rounded, set_optim_args
 
 _OWN = "sophia_integrations.reports.compare.optimizers"
 _CALLBACK = "sophia_integrations.lightning.SophiaCallback"
@@ -52,29 +52,41 @@ class Rival:
 
 _EXTRA = "pytorch_optimizer"
 _SIGN = {"rho": 0.0, "hessian_interval": _ONCE}
+_SOPHIA = "sophia_integrations.SophiaG"
 RIVALS: dict[str, Rival] = {
     "adamw": Rival("adamw_torch_fused", 1.0, "torch's AdamW, fused", "torch.optim.AdamW", arguments={"fused": True}),
-    "lion": Rival("compare_lion", 0.25, "Lion on all parameters", "pytorch_optimizer.Lion", own_betas=True, package=_EXTRA),
+    "lion": Rival(
+        OURS + "lion", 0.25, "Lion on all parameters", "pytorch_optimizer.Lion", own_betas=True, package=_EXTRA
+    ),
     "adahessian": Rival(
-        "compare_adahessian", 64.0, "AdaHessian on all parameters; each backward pass keeps its graph", "", own_betas=True,
+        OURS + "adahessian",
+        16.0,
+        "AdaHessian on all parameters; each backward pass keeps its graph",
+        "",
+        own_betas=True,
         package=_EXTRA,
     ),
-    "soap": Rival(
-        "compare_soap", 1.0, "SOAP on matrices, AdamW on the rest", f"{_OWN}.Soap", groups={}, package=_EXTRA,
-    ),
+    "soap": Rival(OURS + "soap", 1.0, "SOAP on matrices, AdamW on the rest", f"{_OWN}.Soap", groups={}, package=_EXTRA),
     "muon": Rival(
-        "compare_muon", 1.0, "torch's Muon on matrices, AdamW on the rest", f"{_OWN}.Muon", arguments={"momentum": 0.95},
+        OURS + "muon",
+        1.0,
+        "torch's Muon on matrices, AdamW on the rest",
+        f"{_OWN}.Muon",
+        arguments={"momentum": 0.95},
         groups={},
     ),
     "sign": Rival(
-        "sophia", 0.25, "sign momentum: the paper's Sophia with rho 0", "sophia_integrations.SophiaG", words=_SIGN,
-        arguments=_SIGN, own_betas=True,
+        "sophia",
+        0.25,
+        "sign momentum: the paper's Sophia with rho 0",
+        _SOPHIA,
+        words=_SIGN,
+        arguments=_SIGN,
+        own_betas=True,
     ),
-    "sophia": Rival("sophia", 0.25, "the paper's Sophia", "sophia_integrations.SophiaG", own_betas=True),
-    "sophia_eigen": Rival(
-        "sophia_eigen", 1.0, "Sophia in the eigenbasis", "sophia_integrations.SophiaG", groups={"basis": "eigen"}
-    ),
-}  # fmt: skip
+    "sophia": Rival("sophia", 0.25, "the paper's Sophia", _SOPHIA, own_betas=True),
+    "sophia_eigen": Rival("sophia_eigen", 1.0, "Sophia in the eigenbasis", _SOPHIA, groups={"basis": "eigen"}),
+}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Tuned:
     Attributes:
         side: with the recipe that won.
         trials: all runs spent on it.
-        at_edge: the stages whose best value still lies at the edge of what was tried.
+        at_edge: the stages at the full horizon whose best value still lies at the edge of what was tried.
     """
 
     side: Side
@@ -122,7 +122,7 @@ def _stage(stage: str, tuning: Tuning, tuned: list[Tuned], grids: list[list[int]
     for left in range(tuning.extensions, -1, -1):
         edges = [_edge(one, stage) for one in tuned]
         for one, edge in zip(tuned, edges, strict=True):
-            if edge and not left:
+            if edge and not left and stage != "rates":  # rates only choose the finalists, which have edges of their own
                 one.at_edge.append(stage)
         if not left or not any(edges):
             return
