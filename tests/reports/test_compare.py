@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.reports.compare.comparison import compare, in_words
-from sophia_integrations.reports.compare.progress import Progress
+from sophia_integrations.reports.compare.comparison import compare
+from sophia_integrations.reports.compare.dials import dials_of
+from sophia_integrations.reports.compare.progress import Progress, in_words
+from sophia_integrations.reports.compare.rivals import sides_of
 from sophia_integrations.reports.compare.run import read_events
 from sophia_integrations.reports.compare.runs import Runs, digest
 
@@ -136,6 +138,34 @@ def test_a_run_is_known_by_all_that_its_recipe_says() -> None:
     one = {"training": {"seed": 1, "learning_rate": 1e-3}, "framework": "hf"}
     assert digest(one) == digest({"framework": "hf", "training": {"learning_rate": 0.001, "seed": 1}})
     assert digest(one) != digest({"framework": "hf", "training": {"learning_rate": 0.001, "seed": 2}})
+
+
+def test_the_time_left_is_that_of_all_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    progress = Progress(said.append, show=True)
+    progress.expect(300.0)
+    progress.begin("adamw", 200, 100.0)
+    assert (progress.total, progress.left) == (300.0, 200.0)
+    progress.at(100)
+    progress.say("a line")
+    progress.end()
+    progress.expect(-100.0)  # one that had ended before
+    progress.begin("sophia", 10, 100.0)
+    assert (progress.total, progress.left) == (200.0, 0.0)
+    progress.close()
+    shown = capsys.readouterr().err
+    assert "17%" in shown and "50%" in shown and "run 1: adamw, " in shown and "run 2: sophia, " in shown
+    assert " left" in shown and said == ["a line"]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_ended_and_counts(hf_recipe: str, tmp_path: Path) -> None:
+    own, adamw = sides_of(hf_recipe, ["adamw"])
+    settings = dials_of(adamw.settings).set(adamw.settings, "rate", 1e30)
+    runs = Runs(tmp_path, print, Progress(print, show=False))
+    run = runs.get(settings, "too fast")
+    assert run.diverged and run.why and runs.executed == 1
+    assert runs.get(settings, "too fast").why == run.why and runs.executed == 1
 
 
 def test_durations_in_words() -> None:

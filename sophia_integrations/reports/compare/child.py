@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import sys
 import threading
 import warnings
@@ -20,16 +21,15 @@ from typing import Any
 _ORPHANED = 70
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the command line `sophia` with `arguments`, and returns its exit code."""
+def main(arguments: list[str]) -> None:
+    """Runs ``python -m sophia_integrations`` with `arguments`, which ends the process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if arguments[:1] == ["--flops"]:
         _, file, start, end, *arguments = arguments
         _count(Path(file), int(start), int(end))
     know_rivals()
-    from ...cli import main as sophia
-
-    return sophia(arguments)
+    sys.argv[1:] = arguments
+    runpy.run_module(__package__.partition(".")[0], run_name="__main__")
 
 
 def _end_with_parent() -> None:
@@ -108,4 +108,4 @@ def _count(file: Path, start: int, end: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

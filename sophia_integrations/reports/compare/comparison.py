@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from .dials import Settings, dials_of, rounded
+from .dials import Settings, dials_of
 from .figure import draw
 from .judge import Judged, judge
 from .price import Price, measure, short_run
-from .progress import Progress
+from .progress import Progress, in_words
 from .protocol import Protocol, read_protocol, to_yaml
 from .result import Result, to_json
 from .rivals import Side, sides_of
@@ -36,8 +35,8 @@ def compare(
 ) -> int:
     """Compares a recipe with other optimizers, or goes on with a comparison that was stopped or killed.
 
-    Everything is kept in ``runs/compare-RECIPE``: the runs, and for each way of judging a folder with the table, the
-    figure, ``compare.json`` and the protocol.
+    Everything is kept in ``runs/compare-RECIPE``, of Lightning ``runs/compare-RECIPE-lightning``: the runs, and for
+    each way of judging a folder with the table, the figure, ``compare.json`` and the protocol.
 
     Args:
         recipe: a recipe.
@@ -57,7 +56,8 @@ def compare(
     """
     checked = read_protocol(protocol, budget, _seeds(seeds))
     sides = sides_of(recipe, against)
-    folder = Path("runs") / f"compare-{Path(recipe).stem}"
+    lightning = "" if sides[0].settings.get("framework") == "hf" else "-lightning"
+    folder = Path("runs") / f"compare-{Path(recipe).stem}{lightning}"
     (folder / checked.judge).mkdir(parents=True, exist_ok=True)
     (folder / checked.judge / "protocol.yaml").write_text(to_yaml(checked), encoding="utf-8")
     progress = Progress(say)
@@ -97,7 +97,7 @@ class _Comparison:
             self.progress.end()
 
     def plan(self) -> str:
-        """How many runs and how long, what has ended before left out of the time where that is known."""
+        """How many runs and how long; those that have ended before are among them."""
         lines, count, seconds = [], 0, 0.0
         for side in self.sides:
             price, planned = self.prices[side.name], self._planned(side)
@@ -107,7 +107,8 @@ class _Comparison:
             lines.append(f"{side.name} ({side.about}): {runs} runs, {price.step * 1000:.0f} ms a step")
         self.progress.expect(seconds)
         tuning = self.protocol.tuning
-        more = f", and up to {3 * tuning.extensions} more of each where a best value lies at an edge"
+        stages = 2 if tuning.knob == "none" else 3
+        more = f", and up to {stages * tuning.extensions} more of each where a best value lies at an edge"
         return "\n".join(
             [*lines, f"{count} runs in about {in_words(seconds)}{more if tuning.budget and tuning.extensions else ''}"]
         )
@@ -154,15 +155,6 @@ class _Comparison:
         planned = [(1.0, tuning.finalists + tuning.knob_runs), (tuning.horizon, tuning.rates)] if tuning.budget else []
         planned += [(share, len(self.protocol.seeds)) for share in self.protocol.shares(side.name == self.reference)]
         return [(dials.with_horizon(side.settings, share), number) for share, number in planned]
-
-
-def in_words(seconds: float) -> str:
-    """A duration, coarsely: ``40 s``, ``12 min``, ``3.5 h``."""
-    if not math.isfinite(seconds):
-        return "a time that is not known"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{rounded(seconds / 3600):.1f} h"
 
 
 def _report(folder: Path, result: Result, say: Callable[[str], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,11 @@ class Progress:
     def total(self) -> float:
         """Seconds that all runs are expected to take."""
         return float(self._bar.total or 0.0)
+
+    @property
+    def left(self) -> float:
+        """Of these, what the runs after the current one are expected to take."""
+        return max(0.0, self.total - self._done - self._expected)
 
     def expect(self, seconds: float) -> None:
         """More (or, below 0, less) is to be done."""
@@ -57,3 +63,12 @@ class Progress:
     def close(self) -> None:
         """No bar any more."""
         self._bar.close()
+
+
+def in_words(seconds: float) -> str:
+    """A duration, coarsely: ``40 s``, ``12 min``, ``3.5 h``."""
+    if not math.isfinite(seconds):
+        return "a time that is not known"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -24,7 +24,7 @@ import yaml
 
 from ...errors import UserError
 from .dials import Settings, dials_of
-from .progress import Progress
+from .progress import Progress, in_words
 from .run import Run, read_events, read_json, read_run
 
 _CHILD = "sophia_integrations.reports.compare.child"
@@ -93,7 +93,8 @@ class Runs:
         aside.write_text(json.dumps(record) + "\n", encoding="utf-8")
         aside.rename(Path(f"{place}.json"))
         shown = f"loss {run.loss:.4f}" if not run.diverged else f"no loss: {run.why}"
-        self.say(f"{name}: {run.steps} steps, {shown} ({record['seconds']:.0f} s)")
+        left = f"; about {in_words(self.progress.left)} left" if self.progress.left else ""
+        self.say(f"{name}: {run.steps} steps, {shown} ({record['seconds']:.0f} s{left})")
         return run
 
     def seconds(self, settings: Settings) -> float:
