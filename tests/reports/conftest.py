@@ -26,7 +26,7 @@ training:
   logging_steps: 2
   eval_strategy: steps
   eval_steps: 20
-  save_steps: 4
+  save_steps: 6
   save_total_limit: 1
   use_cpu: true
 sample: {{prompt: "one", max_new_tokens: 8}}
@@ -71,9 +71,9 @@ def _written(folder: Path, text: str, **values: object) -> str:
 
 @pytest.fixture
 def hf_recipe(corpus: Path, tmp_path: Path) -> str:
-    return _written(tmp_path, HF, corpus=corpus, steps=200)
+    return _written(tmp_path, HF, corpus=corpus, steps=120)
 
 
 @pytest.fixture
 def lightning_recipe(corpus: Path, tmp_path: Path) -> str:
-    return _written(tmp_path, LIGHTNING, corpus=corpus, steps=200)
+    return _written(tmp_path, LIGHTNING, corpus=corpus, steps=120)

@@ -61,6 +61,13 @@ def test_fit_gives_the_ratio_of_steps_tokens_operations_and_time():
     assert "of its operations and 0.75 of its time" in verdict.headline and not verdict.refusal
 
 
+def test_the_headline_says_nothing_of_a_time_that_may_be_equal():
+    protocol = read_protocol("fit", budget=0)
+    verdict = judge(protocol, side("adamw", 1.0, protocol), side("new", 1.6, protocol, 1.6))
+    assert not verdict.seconds.excludes(1.0) and verdict.headline.startswith("new needs 0.62")
+    assert "of its time" not in verdict.headline and "of its operations" in verdict.headline
+
+
 def test_a_bound_where_the_reference_is_left_far_behind_or_never_reached():
     protocol = read_protocol("fit", budget=0)
     reference = side("adamw", 1.0, protocol)

@@ -13,6 +13,7 @@ import yaml
 from support import run_worker, tiny_model
 
 from sophia_integrations.errors import UserError
+from sophia_integrations.hf.registration import register_optimizer
 from sophia_integrations.reports.compare.arguments import ARGUMENTS, NAMES
 from sophia_integrations.reports.compare.dials import dials_of, load
 from sophia_integrations.reports.compare.optimizers import Muon, for_trainer
@@ -43,7 +44,7 @@ def test_every_rival_of_an_hf_recipe_reads_as_a_recipe(hf_recipe, with_extra):
         training = side.settings["training"]
         assert training["optim"] == RIVALS[side.name].optim
         assert training["learning_rate"] == pytest.approx(4e-3 * RIVALS[side.name].rate)
-        assert training["weight_decay"] == 0.1 and training["max_steps"] == 200
+        assert training["weight_decay"] == 0.1 and training["max_steps"] == 120
         assert ("adam_beta1" in training) == (side.name in ("adamw", "soap", "muon", "sophia_eigen"))
         for key in ("task", "model", "tokenizer", "data"):
             assert side.settings[key] == own.settings[key]
@@ -77,7 +78,7 @@ def test_dials_turn_and_turn_back(framework, request, with_extra):
         for dial, value in (("rate", 0.125), ("weight_decay", 0.25), ("beta1", 0.75)):
             assert dials.get(dials.set(side.settings, dial, value), dial) == value
         half = dials.with_horizon(side.settings, 0.5)
-        assert dials.length(half) == (100, None)
+        assert dials.length(half) == (60, None)
         warmup = half["training"] if framework == "hf_recipe" else half["model"]["init_args"]
         assert warmup["warmup_steps"] == 10
         assert dials.with_seed(side.settings, 7) != dials.with_seed(side.settings, 8)
@@ -87,7 +88,7 @@ def test_dials_turn_and_turn_back(framework, request, with_extra):
 
 
 def test_epochs_and_the_steps_of_a_schedule_shrink_with_the_horizon(hf_recipe):
-    text = Path(hf_recipe).read_text().replace("max_steps: 200", "num_train_epochs: 2")
+    text = Path(hf_recipe).read_text().replace("max_steps: 120", "num_train_epochs: 2")
     text = text.replace("cosine", "warmup_stable_decay\n  lr_scheduler_kwargs: {num_decay_steps: 40}")
     Path("epochs.yaml").write_text(text)
     own, _ = sides_of("epochs.yaml", ["adamw"])
@@ -124,7 +125,7 @@ def test_hf_recipes_that_cannot_be_compared(change, sentence, hf_recipe):
     ("change", "sentence"),
     [
         (("devices: 1", "limit_val_batches: 0"), "leaves no validation loss to judge by"),
-        (("max_steps: 200", "max_epochs: 2"), r"trainer\.max_steps: give the number of steps"),
+        (("max_steps: 120", "max_epochs: 2"), r"trainer\.max_steps: give the number of steps"),
         (("warmup_steps: 20", "schedule: constant"), "does not decay"),
         (("lr: 4.0e-3, ", ""), r"init_args\.lr: give one"),
     ],
@@ -142,11 +143,11 @@ def test_adahessian_is_refused_in_lightning(lightning_recipe, with_extra):
 
 def test_recipes_must_train_the_same(hf_recipe):
     text = Path(hf_recipe).read_text()
-    for name, before, after in (("text", "block_size: 16", "block_size: 8"), ("steps", "steps: 200", "steps: 300")):
+    for name, before, after in (("text", "block_size: 16", "block_size: 8"), ("steps", "steps: 120", "steps: 300")):
         Path(f"{name}.yaml").write_text(text.replace(before, after))
     with pytest.raises(UserError, match="its data is not the recipe's"):
         sides_of(hf_recipe, ["text.yaml"])
-    with pytest.raises(UserError, match="it trains 300 steps, and the recipe 200"):
+    with pytest.raises(UserError, match="it trains 300 steps, and the recipe 120"):
         sides_of(hf_recipe, ["steps.yaml"])
     Path("other.yaml").write_text(text.replace("4e-3", "5e-3"))
     assert [side.name for side in sides_of(hf_recipe, ["other.yaml", "tiny.yaml"])] == ["tiny", "other", "tiny#2"]
@@ -195,3 +196,11 @@ def test_an_optimizer_argument_that_a_rival_does_not_know():
 
     with pytest.raises(ValueError, match="only beta1 is known to lion, not momentum"):
         for_trainer("compare_lion")(Arguments(), torch.nn.Linear(2, 2))
+
+
+def test_the_names_of_rivals_are_known_in_the_runs_of_a_comparison_alone(hf_recipe):
+    Path("muon.yaml").write_text(yaml.safe_dump(sides_of(hf_recipe, ["muon"])[1].settings), encoding="utf-8")
+    with pytest.raises(UserError, match="training.optim: .*compare_muon"):
+        load("muon.yaml")
+    with pytest.raises(ValueError, match="optim='sophia' is Sophia's own"):
+        register_optimizer("sophia", for_trainer("compare_muon"))

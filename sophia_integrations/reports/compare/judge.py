@@ -154,7 +154,7 @@ def _headline(protocol: Protocol, reference: Judged, verdict: Verdict) -> str:
         return f"{name} needs {word} than {verdict.steps.value:.2f} of the steps of {than} to the same loss"
     ratio = verdict.steps
     cost = [f"{one.value:.2f} of its {what}" for what, one in (("operations", verdict.flops), ("time", verdict.seconds))
-            if math.isfinite(one.value)]  # fmt: skip
+            if one.excludes(1.0)]  # fmt: skip
     return (
         f"{name} needs {ratio.value:.2f} of the steps of {than} to the same loss ({spread}: {ratio.low:.2f} to "
         f"{ratio.high:.2f})" + (f", {' and '.join(cost)}" if cost else "")
