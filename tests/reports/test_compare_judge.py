@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sophia_integrations.reports.compare.figure import crossings, draw
+from sophia_integrations.reports.compare.figure import draw
 from sophia_integrations.reports.compare.fit import PowerLaw
 from sophia_integrations.reports.compare.judge import Judged, judge
 from sophia_integrations.reports.compare.price import Price
@@ -134,8 +134,9 @@ def test_the_table_the_json_and_the_figure(tmp_path):
     assert read["verdicts"][0]["steps"]["value"] == pytest.approx(0.625, rel=0.01)
     assert read["sides"]["new"]["settings"]["rate"] == 1e-3
     assert len(read["sides"]["adamw"]["finals"]) == 4
-    assert crossings(found)["new"] == pytest.approx(600 * (1 + LAW.at(960) - LAW.at(600)), rel=0.01)
-    assert crossings(found)["slow"] is None
+    crosses = pytest.approx(600 * (1 + LAW.at(960) - LAW.at(600)), rel=0.01)
+    assert read["sides"]["new"]["crosses_at_step"] == crosses
+    assert read["sides"]["slow"]["crosses_at_step"] is None
     draw(found, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .fit import crossing, mean_curve
 from .judge import Judged
 from .result import Result
 
@@ -31,9 +30,9 @@ def draw(result: Result, target: Path) -> None:
     level = result.final(result.reference).value
     for side, colour in zip(result.judged, _COLOURS * len(result.judged), strict=False):
         for axis, unit in zip(panels, _units(side), strict=True):
-            _draw_side(axis, side, unit, colour, level, result.reference)
+            _draw_side(axis, result, side, unit, colour)
     _draw_law(panels[0], result)
-    lows = [loss for side in result.judged for loss in mean_curve(_curves(side))[1]]
+    lows = [loss for side in result.judged for loss in result.curve(side)[1]]
     if lows:
         top = sorted(lows)[int(0.8 * (len(lows) - 1))]
         panels[0].set_ylim(min(lows) - 0.05 * (top - min(lows) + 1e-3), top + 0.2 * (top - min(lows) + 1e-3))
@@ -51,14 +50,8 @@ def draw(result: Result, target: Path) -> None:
     figure.savefig(target)
 
 
-def crossings(result: Result) -> dict[str, float | None]:
-    """The step at which the mean curve of each side first reaches the reference's final loss; None for never."""
-    level = result.final(result.reference).value
-    return {side.name: crossing(*mean_curve(_curves(side)), level) for side in result.judged}
-
-
-def _draw_side(axis: Any, side: Judged, unit: float, colour: str, level: float, reference: Judged) -> None:
-    steps, losses = mean_curve(_curves(side))
+def _draw_side(axis: Any, result: Result, side: Judged, unit: float, colour: str) -> None:
+    steps, losses = result.curve(side)
     if not steps or not math.isfinite(unit):
         return
     axis.plot([at * unit for at in steps], losses, color=colour, linewidth=1.6, label=side.name)
@@ -66,8 +59,8 @@ def _draw_side(axis: Any, side: Judged, unit: float, colour: str, level: float, 
         finite = [run.loss for run in runs if not run.diverged]
         if finite:
             axis.plot(runs[0].steps * unit, sum(finite) / len(finite), "o", color=colour, markersize=4)
-    at = crossing(steps, losses, level)
-    if at is not None and side is not reference:
+    at = result.crossing(side)
+    if at is not None and side is not result.reference:
         axis.plot(at * unit, np.interp(at, steps, losses), "x", color=colour, markersize=9, markeredgewidth=2)
 
 
@@ -78,11 +71,7 @@ def _draw_law(axis: Any, result: Result) -> None:
     ends = [runs[0].steps for runs in result.reference.finals.values()]
     steps = [min(ends) * 0.8 + (max(ends) * 1.25 - min(ends) * 0.8) * i / 60 for i in range(61)]
     axis.plot(steps, [law.at(t) for t in steps], color="#999999", linestyle="--", linewidth=1.2,
-              label=f"{result.reference.name}: {law.a:.2f} + b·T^−{law.beta:.2f}")  # fmt: skip
-
-
-def _curves(side: Judged) -> list[tuple[tuple[int, float], ...]]:
-    return [run.curve for run in side.finals[max(side.finals)] if not run.diverged]
+              label=f"a + b·T^−β through {result.reference.name}'s dots")  # fmt: skip
 
 
 def _units(side: Judged) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dials import dials_of
-from .fit import Interval, mean_interval
+from .fit import Interval, crossing, mean_curve, mean_interval
 from .judge import Judged, Verdict
 from .protocol import Protocol
 from .run import Run
@@ -49,6 +49,14 @@ class Result:
         """Its loss at the longest horizon that it was judged at."""
         return mean_interval([run.loss for run in side.finals[max(side.finals)]], self.protocol.confidence)
 
+    def curve(self, side: Judged) -> tuple[list[float], list[float]]:
+        """Its mean validation loss over the steps of those runs, along the way."""
+        return mean_curve([run.curve for run in side.finals[max(side.finals)] if not run.diverged])
+
+    def crossing(self, side: Judged) -> float | None:
+        """The step at which that first reaches the reference's final loss; None for never."""
+        return crossing(*self.curve(side), self.final(self.reference).value)
+
     @property
     def versions(self) -> list[dict[str, str]]:
         """Of the packages that trained the runs; more than one where they were changed in between."""
@@ -69,6 +77,7 @@ def to_json(result: Result) -> str:
             "tuning": [_trial(trial) for trial in tuned.trials],
             "at_edge": list(tuned.at_edge),
             "finals": {f"{share:g}": [_run(run) for run in runs] for share, runs in judged.finals.items()},
+            "crosses_at_step": result.crossing(judged),
             "seconds_per_step": judged.step_seconds,
             "pass_seconds_per_step": judged.pass_seconds,
             "flops_per_step": price.flops if price else None,
