@@ -8,7 +8,9 @@ from typing import Any
 
 from ..ranges import out_of_range
 
-NAMES = ("sophia", "sophia_g", "sophia_h", "sophia_eigen")
+SOPHIAS = ("sophia", "sophia_g", "sophia_h", "sophia_eigen")
+NAMES = list(SOPHIAS)
+"""What `optim` may be besides transformers' own: ours, and what `register_optimizer` added in this process."""
 DEFAULTS = {"beta1": 0.965, "beta2": 0.99}
 """β of `sophia`, `sophia_g` and `sophia_h`."""
 

@@ -14,7 +14,7 @@ from .arguments import (
     ADAM_ARGUMENTS,
     DEFAULTS,
     ESTIMATOR_KEYS,
-    NAMES,
+    SOPHIAS,
     parse_optim_args,
     refuse_foreign_arguments,
     without_effect,
@@ -39,7 +39,7 @@ def optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple
             hides the parameters.
     """
     name = getattr(args.optim, "value", args.optim)
-    if name not in NAMES:
+    if name not in SOPHIAS:
         return None
     _check_supported(args, model)
     ignored = without_effect(name, _given_adam_arguments(args))

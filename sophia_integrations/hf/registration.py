@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from wrapt import wrap_function_wrapper
 from wrapt.importer import when_imported
 
-from .arguments import NAMES
+from .arguments import NAMES, SOPHIAS
+
+Builder = Callable[[Any, Any], "tuple[type, dict[str, Any]]"]
+"""From TrainingArguments and a model: the class of an optimizer and its keyword arguments, `params` among them for
+parameter groups of its own."""
 
 _registered = False
+_others: dict[str, Builder] = {}
 
 
 def register() -> None:
@@ -22,6 +28,24 @@ def register() -> None:
     when_imported("transformers.training_args")(_add_names)
     when_imported("transformers.modeling_utils")(_add_models)
     when_imported("transformers.trainer")(_extend_trainer)
+
+
+def register_optimizer(name: str, build: Builder) -> None:
+    """Make another `optim=name` known to the Trainers of this process, now or as soon as transformers is imported.
+
+    Args:
+        name: that neither transformers nor this package has.
+        build: makes the optimizer.
+
+    Raises:
+        ValueError: the name is one of Sophia's.
+    """
+    if name in SOPHIAS:
+        raise ValueError(f"optim={name!r} is Sophia's own; choose another name.")
+    _others[name] = build
+    if name not in NAMES:
+        NAMES.append(name)
+        when_imported("transformers.training_args")(lambda module: _add_enum_member(module.OptimizerNames, name))
 
 
 def _add_names(training_args: ModuleType) -> None:
@@ -44,6 +68,9 @@ def _extend_trainer(trainer: ModuleType) -> None:
     from .integration import around_training_step, optimizer_cls_and_kwargs
 
     def get_optimizer_cls_and_kwargs(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> tuple[Any, dict]:
+        build = _others.get(getattr(args[0].optim, "value", args[0].optim)) if args else None
+        if build is not None:
+            return build(*args, **kwargs)
         return optimizer_cls_and_kwargs(*args, **kwargs) or wrapped(*args, **kwargs)
 
     def training_step(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:

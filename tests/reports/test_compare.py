@@ -1,0 +1,174 @@
+"""A whole comparison with real runs: stopped, killed, finished by the same command, and never a run twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_integrations.errors import UserError
+from sophia_integrations.reports.compare.comparison import compare
+from sophia_integrations.reports.compare.dials import dials_of
+from sophia_integrations.reports.compare.progress import Progress, in_words
+from sophia_integrations.reports.compare.rivals import sides_of
+from sophia_integrations.reports.compare.run import read_events
+from sophia_integrations.reports.compare.runs import Runs, digest
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT = 120  # seconds, on a busy machine
+RUNS = Path("runs/compare-tiny/runs")
+CALL = "import sys; from sophia_integrations.reports.compare.comparison import compare; sys.exit(compare(**{}))"
+
+
+def start(**arguments: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CALL.format(arguments)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + TIME_LIMIT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            pytest.fail(f"ended before the condition held: {process.communicate()}")
+        time.sleep(0.005)
+
+
+def reached() -> int:
+    """The step of the newest checkpoint of the run that counts."""
+    return max((int(path.name.rpartition("-")[2]) for path in RUNS.glob("*seed-1*/checkpoint-*")), default=0)
+
+
+def log(what: str) -> str:
+    (file,) = RUNS.glob(f"*{what}*.log")
+    return file.read_text()
+
+
+def is_locked(folder: Path) -> bool:
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.timeout(500)
+def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None:
+    arguments = dict(recipe=hf_recipe, against=[hf_recipe], budget=0, seeds="1")
+
+    process = start(**arguments)
+    wait_for(reached, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 130, err
+    assert "to go on, run the same command again" in out and "Traceback" not in err
+    assert "Stopped at step" in log("seed-1")
+    (measured,) = RUNS.glob("*.json")
+    stopped = reached()
+
+    process = start(**arguments)
+    wait_for(lambda: reached() > stopped, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=TIME_LIMIT)
+    (folder,) = (path for path in RUNS.glob("*seed-1*") if path.is_dir())
+    until = time.monotonic() + 20
+    while is_locked(folder):  # nothing trains on
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert list(RUNS.glob("*.json")) == [measured] and read_events(folder)[-1]["step"] < 120
+
+    process = start(**arguments)
+    out, err = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, err
+    assert [log(what).count("training in") for what in ("measured", "seed-1")] == [1, 1]
+    assert log("seed-1").count("resuming from") == 2
+    assert not reached() and not list(RUNS.glob("*/model"))
+    found = json.loads(Path("runs/compare-tiny/same/compare.json").read_text())
+    (verdict,) = found["verdicts"]
+    assert verdict["difference"]["value"] == 0.0 and verdict["headline"] == ""
+    assert "no headline: one seed" in out and Path("runs/compare-tiny/same/compare.png").is_file()
+    price = found["sides"]["tiny"]
+    assert price["flops_per_step"] > price["pass_flops_per_step"] > 0
+
+    # Nothing is left to run: the plan and the table come from what is there.
+    records = {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")}
+    said: list[str] = []
+    assert compare(**arguments, dry_run=True, say=said.append) == 0
+    assert len(said) == 1 and "2 runs in about" in said[0] and "ms a step" in said[0]
+    assert compare(**arguments, say=said.append) == 0
+    assert {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")} == records
+
+
+def test_a_run_that_takes_too_long_and_one_that_cannot_begin(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = {"framework": "hf", "task": "pretrain"}
+    runs = Runs(tmp_path / "limited", said.append, Progress(said.append, show=False), time_limit=0.3)
+    assert runs.get(settings, "slow").why == "it took more than 0.3 s"
+    assert runs.find(settings).diverged and runs.get(settings, "slow").diverged and runs.executed == 1
+    with pytest.raises(UserError, match="(?s)a run of the comparison failed: .*data.* missing.*whole log"):
+        Runs(tmp_path / "broken", said.append, Progress(said.append, show=False)).get(settings, "broken")
+
+
+def test_a_comparison_that_cannot_be_is_refused_before_anything_runs(hf_recipe: str) -> None:
+    for arguments, sentence in (
+        (dict(against=["adam"]), "--against adam: did you mean adamw"),
+        (dict(budget=5), "a budget of 5 runs is too small"),
+        (dict(seeds="one"), "--seeds one: expected whole numbers"),
+        (dict(seeds="1000"), "1000 is also among the seeds that confirm"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            compare(hf_recipe, **arguments)
+    with pytest.raises(UserError, match="there is no such recipe"):
+        compare("nothing.yaml")
+    assert not Path("runs").exists()
+
+
+def test_a_run_is_known_by_all_that_its_recipe_says() -> None:
+    one = {"training": {"seed": 1, "learning_rate": 1e-3}, "framework": "hf"}
+    assert digest(one) == digest({"framework": "hf", "training": {"learning_rate": 0.001, "seed": 1}})
+    assert digest(one) != digest({"framework": "hf", "training": {"learning_rate": 0.001, "seed": 2}})
+
+
+def test_the_time_left_is_that_of_all_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    progress = Progress(said.append, show=True)
+    progress.expect(300.0)
+    progress.begin("adamw", 200, 100.0)
+    assert (progress.total, progress.left) == (300.0, 200.0)
+    progress.at(100)
+    progress.say("a line")
+    progress.end()
+    progress.expect(-100.0)  # one that had ended before
+    progress.begin("sophia", 10, 100.0)
+    assert (progress.total, progress.left) == (200.0, 0.0)
+    progress.close()
+    shown = capsys.readouterr().err
+    assert "17%" in shown and "50%" in shown and "run 1: adamw, " in shown and "run 2: sophia, " in shown
+    assert " left" in shown and said == ["a line"]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_ended_and_counts(hf_recipe: str, tmp_path: Path) -> None:
+    own, adamw = sides_of(hf_recipe, ["adamw"])
+    settings = dials_of(adamw.settings).set(adamw.settings, "rate", 1e30)
+    runs = Runs(tmp_path, print, Progress(print, show=False))
+    run = runs.get(settings, "too fast")
+    assert run.diverged and run.why and runs.executed == 1
+    assert runs.get(settings, "too fast").why == run.why and runs.executed == 1
+
+
+def test_durations_in_words() -> None:
+    assert [in_words(s) for s in (4.4, 600, 3 * 3600, float("nan"))] == [
+        "4 s", "10 min", "3.0 h", "a time that is not known",
+    ]  # fmt: skip
