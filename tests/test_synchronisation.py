@@ -142,10 +142,10 @@ def device_of_events(monkeypatch):
 
 
 def test_a_stopwatch_reads_the_device_s_clock_later(device_of_events):
-    watch = later.Stopwatch(torch.device("cuda"))
+    watch = later.Stopwatch()
     for begin, end in ((1.0, 3.0), (5.0, 5.5)):
         Event.clock = begin
-        watch.start()
+        watch.start(torch.device("cuda"))
         Event.clock = end
         watch.stop()
     assert not Event.happened and watch._seconds == 0, "nothing was waited for"
@@ -153,8 +153,8 @@ def test_a_stopwatch_reads_the_device_s_clock_later(device_of_events):
 
 
 def test_a_stopwatch_on_the_cpu():
-    watch = later.Stopwatch(torch.device("cpu"))
-    watch.start()
+    watch = later.Stopwatch()
+    watch.start(torch.device("cpu"))
     watch.stop()
     assert 0 < watch.seconds < 10
 

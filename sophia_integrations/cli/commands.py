@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError, needs, one_line
+from ..reports.compare.names import NAMES as RIVALS
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "jsonargparse"), "lightning"),
@@ -217,3 +218,56 @@ def schema(
     else:
         file.write_text(text + "\n", encoding="utf-8")
         print(file)
+
+
+@app.command()
+def doctor(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or any with a trainer_state.json or TensorBoard files.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Say what is off with a run, and which line of its recipe to edit.
+
+    Exit code 0: nothing is off; 1: something is; 2: the folder cannot be read.
+    """
+    from ..reports.doctor import doctor
+
+    return doctor(run, as_json)
+
+
+@app.command()
+def bench(
+    what: Annotated[Literal["step", "pass", "train"], typer.Argument(help="What to time.")],
+    size: Annotated[str | None, typer.Option(help="step: 10m or 124m; pass and train: small.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the parameters, in step.")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    cycles: Annotated[int, typer.Option(help="Measured cycles of 10 steps.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Write the figures there as well.")] = None,
+) -> None:
+    """Time a step, a Hessian pass or a training step beside other optimizers, in turns."""
+    from ..reports.bench import bench
+
+    bench(what, size=size, dtype=dtype, threads=threads, device=device, cycles=cycles, json=json)
+
+
+@app.command()
+def compare(
+    recipe: Recipe,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|RECIPE", help=f"{', '.join(RIVALS)}, or a recipe; repeatable.")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="same (default), half, fit, or a YAML file with a section compare:"),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Tuning runs of each optimizer; 0 tunes nothing.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Of the runs that count; none tunes.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; a run that takes longer has no loss.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many runs and how long, and stop.")] = False,
+) -> int:
+    """Train a recipe and the same with other optimizers, equally tuned, and say which needs fewer steps."""
+    from ..reports.compare.comparison import compare
+
+    return compare(recipe, against or ["adamw"], protocol, budget, seeds, dry_run, print, time_limit)

@@ -10,8 +10,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import native
+from . import native, triton_step
 from .native_library import library
+
+CHOSEN = ("cpu",)
+"""Kinds of devices whose fast backend is chosen unasked. Triton's waits to be asked for with `fused=True`: so far only
+its interpreter has run it."""
 
 
 def fast_backend(device_type: str) -> tuple[ModuleType | None, str]:
@@ -19,7 +23,15 @@ def fast_backend(device_type: str) -> tuple[ModuleType | None, str]:
     if device_type == "cpu":
         found, reason = library()
         return (native, "") if found is not None else (None, reason)
+    if device_type == "cuda":
+        return (triton_step, "") if triton_step.available() else (None, "on a GPU it needs the package triton")
     return None, f"there is no fused step for {device_type}"
+
+
+def chosen_backend(device_type: str, fused: bool | None) -> ModuleType | None:
+    """The fast backend that `fused` chooses for a kind of device; None for torch operations."""
+    wanted = device_type in CHOSEN if fused is None else fused
+    return fast_backend(device_type)[0] if wanted else None
 
 
 def require_fused(param: Tensor) -> None:

@@ -157,7 +157,7 @@ def out_of(bases: Sequence[Basis], xs: Sequence[Tensor]) -> list[Tensor]:
 
 def average(bases: Sequence[Basis], gradients: Sequence[Tensor], beta: float) -> None:
     """Let the factors follow: F ← β F + (1 − β) G·Gᵀ; the first gradient counts whole, and what is not finite as 0."""
-    for members in _batches(bases, gradients, "factor"):
+    for members in batches(bases, gradients, "factor"):
         states = [bases[i].state for i in members]
         layout = bases[members[0]].layout.of(len(members))
         gradient = _stack([gradients[i].to(state_dtype(gradients[i])) for i in members])
@@ -181,7 +181,7 @@ def carry_hessian(bases: Sequence[Basis], turned: Mapping[int, Mapping[str, Tens
     """
     bases = [basis for basis in bases if id(basis.state) in turned]
     hessians = [basis.state["hessian"] for basis in bases]
-    for members in _batches(bases, hessians, "basis"):
+    for members in batches(bases, hessians, "basis"):
         overlaps = [turned[id(bases[i].state)] for i in members]
         left, right = (
             torch.cat([o[side] for o in overlaps]).square() if side in overlaps[0] else None
@@ -194,7 +194,7 @@ def carry_hessian(bases: Sequence[Basis], turned: Mapping[int, Mapping[str, Tens
 
 def _products(bases: Sequence[Basis], xs: Sequence[Tensor], transposed: bool) -> list[Tensor]:
     found: list[Tensor] = list(xs)
-    for members in _batches(bases, xs, "basis"):
+    for members in batches(bases, xs, "basis"):
         states, layout = [bases[i].state for i in members], bases[members[0]].layout
         sides = (_held_together(states, f"{side}_basis") for side in ("left", "right"))
         left, right = (q if q is None or not transposed else q.mT for q in sides)
@@ -204,13 +204,13 @@ def _products(bases: Sequence[Basis], xs: Sequence[Tensor], transposed: bool) ->
     return found
 
 
-def _batches(bases: Sequence[Basis], xs: Sequence[Tensor], what: str) -> list[list[int]]:
+def batches(bases: Sequence[Basis], xs: Sequence[Tensor], what: str) -> list[list[int]]:
     """Which of them go into one product: equal layouts, as long as their stack stays short of `BATCH` elements.
 
     Args:
         what: of the state that is used, so that a parameter without it is not put beside one that has it.
     """
-    batches: list[list[int]] = []
+    found: list[list[int]] = []
     latest: dict[tuple, list[int]] = {}
     for i, (basis, x) in enumerate(zip(bases, xs, strict=True)):
         known = tuple(f"{side}_{what}" in basis.state for side in ("left", "right"))
@@ -218,9 +218,9 @@ def _batches(bases: Sequence[Basis], xs: Sequence[Tensor], what: str) -> list[li
         members = latest.get(key)
         if members is None or (len(members) + 1) * x.numel() > _batch_elements(x):
             members = latest[key] = []
-            batches.append(members)
+            found.append(members)
         members.append(i)
-    return batches
+    return found
 
 
 def _batch_elements(x: Tensor) -> int:

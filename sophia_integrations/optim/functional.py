@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backends import fast_backend
-from .basis import Basis, basis_layout, known_bases
+from .backends import chosen_backend
+from .basis import Basis, basis_layout, batches, into, known_bases, out_of
 from .estimator import Estimate
 from .gradients import usable_gradient
 from .rule import Rule
@@ -59,16 +59,20 @@ def update_group(
     """
     rule, counting = Rule.of(group), shares is not None
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
+    rotated: list[tuple[Any, ...]] = []
     for param in (p for p in group["params"] if p.grad is not None):
         state = state_of(states, param)
-        tensors = (local(param), local(param.grad), local(state["exp_avg"]), local(state["hessian"]))
+        tensors = tuple(local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
             together[tensors[0].device, sharding_of(param)].append((*tensors, param))
-            continue
-        counts = eigenbasis_update(*tensors, Basis(layout, state), rule, counting)
+        else:
+            rotated.append((*tensors, Basis(layout, state)))
+    for members in batches([r[-1] for r in rotated], [r[0] for r in rotated], "basis"):
+        some = [rotated[i] for i in members]
+        counts = eigenbasis_update(*zip(*some, strict=True), rule, counting)
         yield counts[0]
-        _add(shares, param, counts, param.numel())
+        _add(shares, some[0][0], counts, sum(theta.numel() for theta, *_ in some))
     for members in together.values():
         *tensors, params = zip(*members, strict=True)
         counts = sophia_update(*tensors, rule, counting, fused)
@@ -98,7 +102,7 @@ def sophia_update(
     Returns:
         int64 [3] on the device, as `eager.update`.
     """
-    fast = fast_backend(params[0].device.type)[0] if fused is not False else None
+    fast = chosen_backend(params[0].device.type, fused)
     lists: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     for tensors in zip(params, grads, exp_avgs, hessians, strict=True):
         backend = fast if fast is not None and fast.takes(*tensors) else eager
@@ -109,7 +113,7 @@ def sophia_update(
 
 def _add(shares: SumOverShards | None, param: Tensor, counts: Tensor, coordinates: int) -> None:
     if shares is not None:
-        size = torch.tensor([coordinates], device=counts.device)
+        size = torch.full((1,), coordinates, device=counts.device)
         shares.add(param, torch.cat([counts[1:], size]))
 
 
@@ -122,29 +126,41 @@ def note_shares(groups: Groups, shares: SumOverShards) -> None:
 
 
 def eigenbasis_update(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, hessian: Tensor, basis: Basis, rule: Rule, counting: bool
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    hessians: Sequence[Tensor],
+    bases: Sequence[Basis],
+    rule: Rule,
+    counting: bool,
 ) -> Tensor:
     """One update with the clip taken in the eigenbasis, in place: θ ← θ − lr · Q_L clip(Q_Lᵀ m Q_R / …) Q_Rᵀ.
 
     Args:
-        param, grad, exp_avg: θ, its gradient and m, of one shape.
-        hessian: h in the eigenbasis, the shape of θ.
+        params, grads, exp_avgs: θ, gradients and m of one device, those of one parameter of one shape.
+        hessians: h in the eigenbasis, the shapes of θ.
 
     Returns:
         As `eager.update`. A coordinate with a non-finite gradient counts as 0 for the others.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=param.device)
-    usable, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
-    eager.average(rule, exp_avg, g, usable)
-    x = basis.into(eager.followed(rule, exp_avg, g)).contiguous()
-    flat = x.view(-1)
-    eager.ratio(rule, flat, hessian.reshape(-1), flat, torch.empty_like(flat), counts if counting else None)
-    step = basis.out_of(x.clamp_(-1, 1))
-    theta = param if param.dtype == step.dtype and usable is None else param.to(step.dtype, copy=True)
-    eager.move(rule, theta, step)
-    if usable is not None:
-        param.copy_(torch.where(usable, theta, param))
-        counts[0] = grad.numel() - usable.sum()
-    elif theta is not param:
-        param.copy_(theta)
+    counts = torch.zeros(3, dtype=torch.int64, device=params[0].device)
+    usables, followed = [], []
+    for grad, exp_avg in zip(grads, exp_avgs, strict=True):
+        usable, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
+        eager.average(rule, exp_avg, g, usable)
+        usables.append(usable)
+        followed.append(eager.followed(rule, exp_avg, g))
+    xs = [x.contiguous() for x in into(bases, followed)]
+    for x, hessian in zip(xs, hessians, strict=True):
+        flat = x.view(-1)
+        eager.ratio(rule, flat, hessian.reshape(-1), flat, torch.empty_like(flat), counts if counting else None)
+        x.clamp_(-1, 1)
+    for param, step, usable in zip(params, out_of(bases, xs), usables, strict=True):
+        theta = param if param.dtype == step.dtype and usable is None else param.to(step.dtype, copy=True)
+        eager.move(rule, theta, step)
+        if usable is not None:
+            param.copy_(torch.where(usable, theta, param))
+            counts[0] += param.numel() - usable.sum()
+        elif theta is not param:
+            param.copy_(theta)
     return counts

@@ -33,19 +33,15 @@ class Later:
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, summed: of the device's own time on a GPU, which is not waited for.
+    """Seconds between `start` and `stop`, summed: of the device's own time on a GPU, which is not waited for."""
 
-    Args:
-        device: where the work is.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._seconds = 0.0
         self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, device: torch.device) -> None:
+        """Begin, with work that `device` does."""
+        self._device = device
         self._begun = self._now()
 
     def stop(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from .adamw import adamw_update
 from .basis import known_bases, turn_bases
@@ -24,12 +23,15 @@ from .checks import (
 from .estimator import Estimate, HessianEstimator
 from .functional import fold, note_shares, squared_gradients, update_group
 from .groups import completed
+from .later import Stopwatch
 from .nonfinite import NonFiniteGradients
 from .rule import Rule
 from .sharding import SumOverShards, equal_on_all_ranks
-from .state import COUNTERS, no_autocast, note, sophia_members
+from .state import COUNTERS, hyperparameters_of, no_autocast, note, sophia_members
 from .statistics import curvature_statistics
 from .trust import UNCLIPPED, deciles_of, measured_ratios, set_rho
+
+Value = TypeVar("Value")
 
 
 class SophiaG(Optimizer):
@@ -74,8 +76,8 @@ class SophiaG(Optimizer):
         basis_max_dim: p, longest piece of a side, for at most 2p (1/rows + 1/columns) numbers of state an element; by
             default the shorter side of the matrix, at least 128.
         basis_flatten: take tensors of three dimensions for convolutions, [rows, rest], not for batches of matrices.
-        fused: None for the fastest kernel that there is for each parameter, True to insist on one, False for torch
-            operations. It is no part of a checkpoint.
+        fused: None takes the compiled step on a CPU that has a compiler, torch operations elsewhere. True insists on a
+            fused step, Triton's on a GPU; False is torch operations. It is no part of a checkpoint.
 
     Raises:
         ValueError: a hyperparameter out of range; a sparse, complex or integer parameter; basis="eigen" without a
@@ -95,7 +97,7 @@ class SophiaG(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
+        params: ParamsT,
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.965, 0.99),
         rho: float | str = 0.05,
@@ -148,7 +150,7 @@ class SophiaG(Optimizer):
     def _set_session(self, estimator: HessianEstimator | None, fused: bool | None) -> None:
         """What lives for this process only; the rest is in the state dict."""
         self._estimator, self._fused = estimator, fused
-        self.hessian_seconds = 0.0
+        self._watch = Stopwatch()
         self._nonfinite = NonFiniteGradients()
         self._last_drop = "no estimator was given and update_hessian() was never called"
         self._ratios: Tensor | None = None
@@ -161,9 +163,12 @@ class SophiaG(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-        if not hasattr(self, "hessian_seconds"):
+        if not hasattr(self, "_watch"):
             self._set_session(state.get("_estimator"), state.get("_fused"))
             self._arm()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} (\n{hyperparameters_of(self.param_groups)})"
 
     @property
     def estimator(self) -> HessianEstimator | None:
@@ -174,6 +179,11 @@ class SophiaG(Optimizer):
     def estimator(self, estimator: HessianEstimator | None) -> None:
         self._estimator = estimator
         self._arm()
+
+    @property
+    def hessian_seconds(self) -> float:
+        """Time spent in Hessian passes by this process; on a GPU reading it waits for the last one."""
+        return self._watch.seconds
 
     @property
     def hessian_due(self) -> bool:
@@ -194,6 +204,12 @@ class SophiaG(Optimizer):
             self.param_groups.pop()
             raise
         group.update({key: first[key] for key in COUNTERS})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Value]) -> Value: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -306,11 +322,12 @@ class SophiaG(Optimizer):
         equal_on_all_ranks(tensor, getattr(self._estimator, "process_group", None))
 
     def _refresh(self) -> None:
-        started = self._clock()
+        self._watch.start(self.param_groups[0]["params"][0].device)
         bases = known_bases(self.param_groups, self.state)
         coordinates = {"coordinates": bases} if bases else {}
-        self._fold(self._estimator.estimate(self._trainable(), self.param_groups[0]["step"], **coordinates))
-        self.hessian_seconds += self._clock() - started
+        trainable = [p for p, _ in sophia_members(self.param_groups) if p.requires_grad]
+        self._fold(self._estimator.estimate(trainable, self.param_groups[0]["step"], **coordinates))
+        self._watch.stop()
 
     def _fold(self, estimate: Estimate) -> None:
         groups, first = self.param_groups, self.param_groups[0]
@@ -327,15 +344,6 @@ class SophiaG(Optimizer):
         note(groups, hessian_step=first["step"], batch_predictions=predictions)
         note(groups, hessian_updates=first["hessian_updates"] + 1)
 
-    def _trainable(self) -> list[Tensor]:
-        """What h is estimated for."""
-        return [p for p, _ in sophia_members(self.param_groups) if p.requires_grad]
-
     def _arm(self) -> None:
         if self._estimator is not None:
             self._estimator.arm(self.hessian_due)
-
-    def _clock(self) -> float:
-        if (device := self.param_groups[0]["params"][0].device).type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from .estimator import HessianEstimator
 from .sophia import SophiaG
+from .trust import UNCLIPPED
 
 
 class SophiaH(SophiaG):
@@ -18,7 +18,6 @@ class SophiaH(SophiaG):
 
     Args:
         rho: ρ; the paper's value for this estimator, whose h is the Hessian's and not the Gauss-Newton's.
-        options: `hessian_interval`, `estimator` and the other keyword arguments of `SophiaG`.
 
     Example:
         >>> import torch
@@ -28,12 +27,49 @@ class SophiaH(SophiaG):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
+        params: ParamsT,
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.965, 0.99),
-        rho: float = 0.01,
+        rho: float | str = 0.01,
         eps: float = 1e-12,
         weight_decay: float = 0.1,
-        **options: Any,
+        *,
+        hessian_interval: int = 10,
+        estimator: HessianEstimator | None = None,
+        maximize: bool = False,
+        nesterov: bool = False,
+        bias_correction: bool = False,
+        noise_floor: float = 0.0,
+        unclipped: tuple[float, float] = UNCLIPPED,
+        basis: str | None = None,
+        basis_interval: int = 10,
+        basis_warmup: int = 100,
+        basis_beta: float = 0.95,
+        basis_factor_interval: int = 1,
+        basis_max_dim: int | None = None,
+        basis_flatten: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, rho, eps, weight_decay, **options)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            rho,
+            eps,
+            weight_decay,
+            hessian_interval=hessian_interval,
+            estimator=estimator,
+            maximize=maximize,
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            noise_floor=noise_floor,
+            unclipped=unclipped,
+            basis=basis,
+            basis_interval=basis_interval,
+            basis_warmup=basis_warmup,
+            basis_beta=basis_beta,
+            basis_factor_interval=basis_factor_interval,
+            basis_max_dim=basis_max_dim,
+            basis_flatten=basis_flatten,
+            fused=fused,
+        )

@@ -31,6 +31,15 @@ def note(groups: Groups, **counters: Any) -> None:
         group.update(counters)
 
 
+def hyperparameters_of(groups: Groups) -> str:
+    """What the groups were given, a line each; what the run counts is in `SophiaG.stats()`."""
+    lines = []
+    for number, group in enumerate(groups):
+        lines.append(f"Parameter group {number}: {len(group['params'])} parameters\n")
+        lines += [f"    {key}: {group[key]}\n" for key in sorted(group) if key != "params" and key not in COUNTERS]
+    return "".join(lines)
+
+
 def sophia_members(groups: Groups) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Every parameter that Sophia updates, with its group."""
     for group in groups:

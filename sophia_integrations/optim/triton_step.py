@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .eager import memory_order
 from .rule import Rule
+from .sharding import WHOLE
 
 try:
     import triton
@@ -36,6 +37,17 @@ _COLUMNS = 6
 def available() -> bool:
     """Whether Triton is installed."""
     return triton is not None
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of the parameters that `update` takes."""
+
+
+def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, hessian: Tensor) -> bool:
+    """Whether `update` can be given these tensors."""
+    whole = all(type(x) in WHOLE and x.device == param.device for x in (param, grad, exp_avg, hessian))
+    floats = param.dtype in DTYPES and grad.dtype in DTYPES and exp_avg.dtype == hessian.dtype == torch.float32
+    return whole and floats
 
 
 def update(

@@ -11,12 +11,6 @@ from typing import Any
 from .checks import Finding, examine
 from .run_folder import Run, read_run
 
-ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("run", {"metavar": "RUN", "help": "a run folder, or any with a trainer_state.json or TensorBoard's files"}),
-    ("--json", {"action": "store_true", "help": "print the findings as JSON"}),
-)
-"""Of the command line, as for `argparse.ArgumentParser.add_argument`."""
-
 _LOOKED_AT = (
     *("loss", "eval_loss", "grad_norm", "lr", "sophia/win_rate", "sophia/curvature_share"),
     *("sophia/hessian_norm", "sophia/hessian_time_fraction"),

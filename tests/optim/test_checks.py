@@ -1,12 +1,13 @@
 """What Sophia refuses, in sentences."""
 
+import inspect
 import math
 import re
 
 import pytest
 import torch
 
-from sophia_integrations import SophiaG
+from sophia_integrations import SophiaG, SophiaH
 
 
 @pytest.fixture
@@ -92,3 +93,14 @@ def test_named_parameters_are_welcome(constant_curvature):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_sophia_h_takes_what_sophia_g_takes_with_its_own_rho():
+    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SophiaH, SophiaG))
+    assert list(ours) == list(theirs)
+    assert [name for name in ours if ours[name].default != theirs[name].default] == ["rho"]
+    given = {name: parameter.default for name, parameter in theirs.items() if parameter.kind == parameter.KEYWORD_ONLY}
+    given |= dict(hessian_interval=3, nesterov=True, unclipped=(0.5, 0.2), basis="eigen", basis_beta=0.7, maximize=True)
+    group = SophiaH([torch.nn.Parameter(torch.ones(3, 4))], **given).param_groups[0]
+    assert {name: group[name] for name in given if name in group} == {n: v for n, v in given.items() if n in group}
+    assert group["rho"] == 0.01

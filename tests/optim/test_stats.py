@@ -101,3 +101,11 @@ def test_age_zeros_and_quantiles_of_the_curvature():
     stats = optimizer.stats()
     assert float(stats["hessian_zero_fraction"]) == pytest.approx(1 / 101)
     torch.testing.assert_close(stats["hessian_quantiles"], torch.tensor([10.0, 50.0, 100.0, 150.0, 190.0]))
+
+
+def test_printing_shows_what_was_given_and_not_what_was_counted():
+    optimizer = SophiaG(torch.nn.Linear(3, 2).parameters(), lr=1e-3, rho=0.07)
+    shown = repr(optimizer)
+    assert shown.startswith("SophiaG (\nParameter group 0: 2 parameters\n") and shown.endswith(")")
+    assert "    rho: 0.07\n" in shown and "    hessian_interval: 10\n" in shown
+    assert not any(f"    {name}:" in shown for name in ("step", "hessian_updates", "auto_rho", "win_rate"))

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from sophia_integrations.optim import reference_step, triton_step  # noqa: E402
+from sophia_integrations.optim.backends import chosen_backend  # noqa: E402
 from sophia_integrations.optim.functional import Rule  # noqa: E402
 from sophia_integrations.optim.triton_step import BLOCK, CHUNK, update  # noqa: E402
 
@@ -275,3 +276,24 @@ def count_launches(monkeypatch):
 
     monkeypatch.setattr(triton_step, "_update_kernel", Counted())
     return launches
+
+
+def test_a_gpu_gets_it_on_request_only():
+    assert chosen_backend("cuda", True) is triton_step
+    assert chosen_backend("cuda", None) is chosen_backend("cuda", False) is None
+
+
+@pytest.mark.parametrize(
+    "what, change, taken",
+    [
+        ("float16", lambda t: [t[0].half(), t[1].half(), *t[2:]], True),
+        ("float64", lambda t: [x.double() for x in t], False),
+        ("a subclass", lambda t: [t[0].as_subclass(Marked), *t[1:]], False),
+    ],
+)
+def test_what_it_takes(what, change, taken):
+    assert triton_step.takes(*change([xs[0] for xs in batch([(3, 4)])])) is taken
+
+
+class Marked(torch.Tensor):
+    pass

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...hf.arguments import NAMES
 from ...text.cache import cache_dir, digest, write_aside
 
 _PACKAGES = ("torch", "transformers", "peft", "lightning", "jsonargparse", "pydantic")
@@ -45,7 +46,7 @@ def _documents() -> Any:
 def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from the cache where it was made for the same versions."""
     stamp = _stamp()
-    file = cache_dir() / f"{name}-{digest([str(_PACKAGE)])[:8]}.json"
+    file = cache_dir() / f"{name}-{digest([str(_PACKAGE), *NAMES])[:8]}.json"
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["stamp"] == stamp:

@@ -6,7 +6,6 @@ while slows both.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,6 @@ from .tables import as_text
 from .timing import environment
 
 KINDS = ("step", "pass", "train")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the arguments of `bench`."""
-    parser.add_argument("what", choices=KINDS, help="optimizer.step(), the Hessian pass, or a whole training step")
-    parser.add_argument("--size", default=None, help="step: 10m (default) or 124m; pass and train: small (default)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters, in step"
-    )
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch on the CPU")
-    parser.add_argument("--device", default=None, help="cpu or cuda; by default a GPU where there is one")
-    parser.add_argument("--cycles", type=int, default=5, help="measured cycles of 10 steps")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures there as well")
 
 
 def bench(

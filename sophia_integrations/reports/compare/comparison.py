@@ -182,7 +182,7 @@ def _command(
     budget: int | None,
     seeds: str | Sequence[int] | None,
 ) -> str:
-    words = ["sophia", "compare", recipe, "--against", *against]
+    words = ["sophia", "compare", recipe, *(word for name in against for word in ("--against", name))]
     words += ["--protocol", protocol] if protocol else []
     words += ["--budget", str(budget)] if budget is not None else []
     words += ["--seeds", seeds if isinstance(seeds, str) else ",".join(map(str, seeds))] if seeds else []
