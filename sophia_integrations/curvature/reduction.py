@@ -206,7 +206,7 @@ def verdict(
     if not finite:
         return Estimate(None, predictions, dropped="its sum over the batch was not finite")
     if predictions == 0:
-        return Estimate(None, dropped="every label of the batch is masked")
+        return Estimate(None, dropped="every label of the rows that it used is masked")
     return Estimate(None, predictions, batch_predictions=in_batch)
 
 

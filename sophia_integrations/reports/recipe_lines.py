@@ -94,8 +94,8 @@ class RecipeLines:
             pairs = (part.partition("=") for part in training["optim_args"].split(",") if part)
             options = {key.strip(): _number(value.strip()) for key, _, value in pairs}
             settings["training"] = {**training, "optim_args": options}
-        items = {path: place for path, place in parsed.values.items() if path and isinstance(path[-1], int)}
-        return cls(settings, {path: place.rsplit(":", 1)[0] for path, place in {**items, **parsed.keys}.items()})
+        places = {path: f"{place.source}:{place.line}" for path, place in parsed.locations.items() if path}
+        return cls(settings, places)
 
     @property
     def found(self) -> bool:

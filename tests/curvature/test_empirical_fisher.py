@@ -87,7 +87,10 @@ def test_parameters_without_a_gradient_keep_their_h_and_bf16_is_squared_in_float
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda model, x: model(x, labels=torch.full((5,), -100)), "every label of the batch is masked"),
+        (
+            lambda model, x: model(x, labels=torch.full((5,), -100)),
+            "every label of the rows that it used is masked",
+        ),
         (lambda model, x: None, "was not called in training mode"),
         (lambda model, x: (model(x), model.weight.grad.fill_(float("inf"))), "not finite"),
     ],

@@ -321,7 +321,7 @@ def test_a_masked_window_makes_no_estimate_and_a_masked_unit_adds_nothing():
     estimator.arm(True)
     (masked, full) = batches_of([(3, 3), (4, 0)])
     model(masked[0], labels=masked[1])
-    assert estimator.estimate(list(model.parameters()), 0).dropped == "every label of the batch is masked"
+    assert estimator.estimate(list(model.parameters()), 0).dropped == "every label of the rows that it used is masked"
     estimator.arm(True)
     for x, labels in (full, masked):
         model(x, labels=labels)

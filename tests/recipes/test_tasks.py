@@ -40,7 +40,7 @@ training:
   use_cpu: true
   seed: 1
 """
-SOPHIA = "sophia\n  optim_args: rho=0.05,hessian_interval=4,beta1=0.9"
+SOPHIA = "sophia\n  optim_args: rho=0.05,hessian_interval=4,beta1=0.9,hessian_fraction=0.25"
 GPT2 = "{config: {model_type: gpt2, n_layer: 1, n_head: 2, n_embd: 32, n_positions: 64}}"
 BERT = (
     "{config: {model_type: bert, num_hidden_layers: 1, num_attention_heads: 2, hidden_size: 32, "

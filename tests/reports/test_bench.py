@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 import torch
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.reports.bench import KINDS, add_arguments, bench, models, step, timing
+from sophia_integrations.reports.bench import KINDS, bench, models, step, timing
 
 TINY = models.Shape(layers=1, width=8, heads=2, vocabulary=31, length=8, rows=4)
 
@@ -20,17 +19,14 @@ def tiny(monkeypatch):
     monkeypatch.setitem(models.SHAPES, "tiny", TINY)
 
 
-def run(what, *words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    arguments = vars(parser.parse_args([what, "--size", "tiny", "--device", "cpu", "--cycles", "1", *words]))
-    return bench(arguments.pop("what"), **arguments)
+def run(what, **options):
+    return bench(what, **{"size": "tiny", "device": "cpu", "cycles": 1, **options})
 
 
 @pytest.mark.parametrize("what", KINDS)
 def test_it_measures_prints_and_writes(what, tmp_path, capsys):
     threads = torch.get_num_threads()
-    found = run(what, "--threads", "1", "--json", str(tmp_path / "found.json"))
+    found = run(what, threads=1, json=tmp_path / "found.json")
     assert torch.get_num_threads() == threads and found["environment"]["threads"] == 1
     assert json.loads((tmp_path / "found.json").read_text()) == found
     printed = capsys.readouterr().out
@@ -41,7 +37,7 @@ def test_it_measures_prints_and_writes(what, tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_step_compares_with_adamw(dtype):
-    rows = {row["optimizer"]: row for row in run("step", "--dtype", dtype)["rows"]}
+    rows = {row["optimizer"]: row for row in run("step", dtype=dtype)["rows"]}
     assert {"AdamW fused", "AdamW foreach", "SophiaG", "SophiaG fused=False", "sophia-opt SophiaG"} <= rows.keys()
     assert rows["AdamW fused"]["ratio"] == rows["AdamW fused"]["ratio over 10 steps"] == 1
 

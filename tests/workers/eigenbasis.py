@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG, param_groups
 from sophia_integrations.curvature import Readout
-from sophia_integrations.optim import basis as basis_module
+from sophia_integrations.optim import eigenvectors
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -69,7 +69,7 @@ def perturbed(original):
 
 
 for name in ("_eigenvectors", "_power_iteration"):
-    setattr(basis_module, name, perturbed(getattr(basis_module, name)))
+    setattr(eigenvectors, name, perturbed(getattr(eigenvectors, name)))
 for way, group in (("perturbed", None), ("perturbed group", dist.new_group([0, 1]))):
     sent.clear()
     results[way] = train(*build(group), 9)

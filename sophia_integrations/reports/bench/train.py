@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ...curvature import GaussNewtonBartlett
 from ...optim import SophiaG, param_groups
-from ...optim.basis import Basis, known_bases, refresh
+from ...optim.basis import average, carry_hessian, into, known_bases, out_of
+from ...optim.eigenvectors import refresh
+from ...optim.state import sophia_members
 from .models import task
 from .step import CYCLE
 from .timing import in_turns, ratio, seconds_of, sums
@@ -66,27 +68,25 @@ def _parts(sophia: SophiaG, device: str) -> dict[str, float]:
     """Seconds a step of the products into and out of the eigenbasis, of the factors, and of QR (the refresh)."""
     state: dict[Tensor, dict[str, Tensor]] = {p: copy.deepcopy(s) for p, s in sophia.state.items()}
     bases = known_bases(sophia.param_groups, state)
+    known = list(bases.values())
+    group = next(group for _, group in sophia_members(sophia.param_groups))
 
     def products() -> None:
-        for param, basis in bases.items():
-            basis.out_of(basis.into(state[param]["exp_avg"]))
+        out_of(known, into(known, [state[param]["exp_avg"] for param in bases]))
 
     def factors() -> None:
-        for param, basis in bases.items():
-            basis.average(param.grad, 0.9)
+        average(known, [param.grad for param in bases], 0.9)
 
     def turn() -> None:
-        turned = refresh(_sides(bases))
-        for basis in bases.values():
-            basis.carry_hessian(turned)
+        carry_hessian(known, refresh([side for basis in known for side in basis.sides()]))
 
     found = {}
     with torch.no_grad():
-        for name, run, every in (("products", products, 1), ("factors", factors, 1), ("QR", turn, CYCLE)):
+        for name, run, every in (
+            ("products", products, 1),
+            ("factors", factors, group["basis_factor_interval"]),
+            ("QR", turn, CYCLE),
+        ):
             run()
             found[name] = statistics.median(seconds_of(run, device) for _ in range(_REPEATS)) / every
     return found
-
-
-def _sides(bases: dict[Tensor, Basis]) -> list[tuple[dict[str, Tensor], str]]:
-    return [side for basis in bases.values() for side in basis.sides()]
