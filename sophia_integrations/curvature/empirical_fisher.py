@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..optim import Coordinates, Estimate, local
 from .engine import UnitEstimator
 from .readout import Readout
-from .reduction import NO_COORDINATES, verdict
+from .reduction import NO_COORDINATES, all_reduce_status
 from .transfer import all_finite
 
 
@@ -62,7 +62,7 @@ class EmpiricalFisher(UnitEstimator):
         grads = {p: p.grad for p in params if p.grad is not None}
         finite = all_finite([local(g) for g in grads.values()])
         group, device = self.process_group, params[0].device
-        agreed = verdict((count, count), finite, bool(batches), self._nothing_seen(), device, group)
+        agreed = all_reduce_status((count, count), finite, bool(batches), self._nothing_seen(), device, group)
         if agreed.dropped is not None:
             return agreed
         diagonal = {}

@@ -66,6 +66,11 @@ class UnitEstimator:
         self._tap = Tap(model)
         self._rows_tried: dict[tuple[bool, ...], bool] = {}
 
+    def __repr__(self) -> str:
+        kind, model = type(self).__name__, type(self.model).__name__
+        drawn = f"fraction={self.fraction}, units={self.units}, seed={self.seed}"
+        return f"{kind}({model}, {drawn}, readout={self.readout!r})"
+
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to this process: the tap, which holds batches, and the ranks."""
         own = ("_tap", "process_group", "forward_context")

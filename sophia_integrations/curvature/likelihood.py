@@ -78,6 +78,9 @@ class Categorical:
             )
         self.ignore_index = ignore_index
 
+    def __repr__(self) -> str:
+        return f"Categorical(ignore_index={self.ignore_index})"
+
     def sample(self, prediction: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         if prediction.ndim != 2:
             raise ValueError(f"Categorical needs logits [rows, classes], got {list(prediction.shape)}.")
@@ -107,6 +110,9 @@ class Bernoulli:
 
     Shapes: prediction: logits [...]; labels: the same shape, any dtype, or None when every element counts.
     """
+
+    def __repr__(self) -> str:
+        return "Bernoulli()"
 
     def sample(self, prediction: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         sampled = torch.bernoulli(_full(prediction).sigmoid(), generator=generator)
@@ -145,6 +151,9 @@ class Gaussian:
             raise ValueError(f"variance must be a positive number, got {variance!r}.")
         self.variance = variance
 
+    def __repr__(self) -> str:
+        return f"Gaussian(variance={self.variance})"
+
     def sample(self, prediction: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         mean = _full(prediction)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -177,6 +186,9 @@ class Product:
 
     def __init__(self, *parts: Likelihood) -> None:
         self.parts = parts
+
+    def __repr__(self) -> str:
+        return f"Product({', '.join(map(repr, self.parts))})"
 
     def sample(self, prediction: tuple, labels: tuple | None, generator: torch.Generator) -> tuple:
         labels = labels or (None,) * len(self.parts)

@@ -70,6 +70,9 @@ class Readout:
         if class_dim is not None:
             self.class_dim = class_dim
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.likelihood!r}, batch_dim={self.batch_dim}, class_dim={self.class_dim})"
+
     def num_rows(self, model: nn.Module, batch: MicroBatch) -> int | None:
         """How many rows the micro-batch has; None where nobody knows, and it is used as a whole."""
         if self._rows is not None:

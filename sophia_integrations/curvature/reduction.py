@@ -166,7 +166,7 @@ class DiagonalSum:
         finite = all_finite(self._flat)
         device = self._flat[0].device if self._flat else torch.device("cpu")
         counts = (self._predictions, self._batch_predictions)
-        agreed = verdict(counts, finite, captured, nothing_seen, device, self._group)
+        agreed = all_reduce_status(counts, finite, captured, nothing_seen, device, self._group)
         if agreed.dropped is not None:
             return agreed
         for flat in self._flat:
@@ -176,7 +176,7 @@ class DiagonalSum:
         return replace(agreed, diagonal=self._sums)
 
 
-def verdict(
+def all_reduce_status(
     counts: tuple[Tensor | float, Tensor | float],
     finite: Tensor | bool,
     captured: bool,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from ..errors import nearest
 from ..ranges import out_of_range
 
 SOPHIAS = ("sophia", "sophia_g", "sophia_h", "sophia_eigen")
@@ -145,6 +145,6 @@ def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
 def _unknown(key: str, known: list[str]) -> str:
     if key in _ELSEWHERE:
         return f"{key!r} does not belong here; use {_ELSEWHERE[key]}."
-    nearest = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {nearest[0]!r}?" if nearest else f". Known: {', '.join(known)}."
+    near = nearest(key, known)
+    hint = f", did you mean {near!r}?" if near else f". Known: {', '.join(known)}."
     return f"unknown argument {key!r} of Sophia{hint}"

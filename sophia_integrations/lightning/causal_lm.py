@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .. import models
-from ..errors import first_line
+from ..errors import first_line, nearest
 from ..optim import SophiaG, param_groups
 from .exact_resume import ExactResume
 
@@ -171,6 +170,6 @@ def _require_known(words: dict[str, Any]) -> None:
     known = [item.name for item in dataclasses.fields(LoraConfig) if item.init]
     for word in words:
         if word not in known:
-            near = difflib.get_close_matches(str(word), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            near = nearest(str(word), known)
+            hint = f"; did you mean {near}?" if near else "."
             raise ValueError(f"CausalLM's peft takes the words of peft.LoraConfig, which has no {word!r}{hint}")

@@ -303,3 +303,12 @@ def test_a_class_cannot_be_the_label_to_ignore():
 def test_bad_variance_is_refused(variance):
     with pytest.raises(ValueError, match="variance must be a positive number"):
         Gaussian(variance)
+
+
+def test_what_is_printed_says_what_is_estimated():
+    readout = Readout(Product(Categorical(), Gaussian(2.0), Bernoulli()), batch_dim=1)
+    shown = repr(GaussNewtonBartlett(torch.nn.Linear(2, 3), fraction=0.5, units=4, seed=7, readout=readout))
+    assert shown == (
+        "GaussNewtonBartlett(Linear, fraction=0.5, units=4, seed=7, readout=Readout(Product(Categorical("
+        "ignore_index=-100), Gaussian(variance=2.0), Bernoulli()), batch_dim=1, class_dim=None))"
+    )
