@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from support import FixedLabels, Toy, toy_batches
+from support import FixedLabels, Toy, end_of_rank, toy_batches
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -94,4 +94,4 @@ except ValueError as error:
     results["built, then sharded"] = str(error)
 assert all(torch.equal(p.full_tensor(), b) for p, b in zip(model.parameters(), before, strict=True))
 torch.save(results, Path(sys.argv[1]) / f"rank{rank}.pt")
-dist.destroy_process_group()
+end_of_rank()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from support import end_of_rank
 from torch.utils.data import DataLoader, DistributedSampler
 from workers.lightning_support import Record, causal_lm, make_trainer, token_rows
 
@@ -33,4 +34,4 @@ masks = torch.get_rng_state().tolist()
 resumed = losses(7, out / "step=4.ckpt")
 rank = dist.get_rank()
 torch.save({"straight": straight, "resumed": resumed, "masks": masks}, out / f"rank{rank}.pt")
-dist.destroy_process_group()
+end_of_rank()

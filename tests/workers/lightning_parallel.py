@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from support import end_of_rank
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler
@@ -84,4 +85,4 @@ for wanted in sys.argv[2:]:
     kind, layout, steps = wanted.split(":")
     results[wanted] = run(kind, layout, int(steps))
 torch.save(results, Path(sys.argv[1]) / f"rank{dist.get_rank()}.pt")
-dist.destroy_process_group()
+end_of_rank()

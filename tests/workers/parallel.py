@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 import torch.nn.functional as F
-from support import FixedLabels, Toy, toy_batches, toy_loss
+from support import FixedLabels, Toy, end_of_rank, toy_batches, toy_loss
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -89,4 +89,4 @@ if len(sys.argv) > 4:
     checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=sys.argv[4])
 m = {n: full(optimizer.state[p]["exp_avg"]) for n, p in model.named_parameters() if p in optimizer.state}
 torch.save({"h": h, "m": m, "weights": weights, "stats": stats}, out / f"rank{rank}.pt")
-dist.destroy_process_group()
+end_of_rank()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from support import VOCABULARY, Toy
+from support import VOCABULARY, Toy, end_of_rank
 from torch.nn.parallel import DistributedDataParallel
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
@@ -50,4 +50,4 @@ torch.save(
     },
     Path(sys.argv[1]) / f"rank{rank}.pt",
 )
-dist.destroy_process_group()
+end_of_rank()

@@ -14,7 +14,17 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from support import FixedLabels, Toy, lora_llama, make_trainer, sophia_of, tiny_model, token_rows, toy_batches
+from support import (
+    FixedLabels,
+    Toy,
+    end_of_rank,
+    lora_llama,
+    make_trainer,
+    sophia_of,
+    tiny_model,
+    token_rows,
+    toy_batches,
+)
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
@@ -239,4 +249,4 @@ for wanted in sys.argv[2:]:
         del os.environ[name]
     AcceleratorState._reset_state(reset_partial_state=True)
 torch.save(results, OUT / f"rank{dist.get_rank()}.pt")
-dist.destroy_process_group()
+end_of_rank()
