@@ -9,10 +9,11 @@ from support import DEVICE, FixedLabels, tiny_model, token_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
-from sophia_integrations.curvature.transfer import all_finite, numbers, on_host
+from sophia_integrations.curvature.transfer import numbers, on_host
 from sophia_integrations.optim import later, trust
 from sophia_integrations.optim.basis import Basis, average, carry_hessian, into, layout_of
 from sophia_integrations.optim.eigenvectors import _cholesky_qr, refresh
+from sophia_integrations.optim.gradients import all_finite
 from sophia_integrations.optim.nonfinite import NonFiniteGradients
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}

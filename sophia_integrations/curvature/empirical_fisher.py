@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate, local
+from ..optim.gradients import all_finite
 from .engine import UnitEstimator
 from .readout import Readout
 from .reduction import NO_COORDINATES, all_reduce_status
-from .transfer import all_finite
 
 
 class EmpiricalFisher(UnitEstimator):

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..optim import Coordinates, Estimate, local
+from ..optim.gradients import all_finite
 from ..optim.sharding import is_distributed
-from .transfer import all_finite, numbers
+from .transfer import numbers
 
 NO_COORDINATES: Mapping[Tensor, Coordinates] = MappingProxyType({})
 

@@ -26,12 +26,6 @@ def numbers(values: Sequence[Tensor | float]) -> list[float]:
     return [next(there).item() if isinstance(value, Tensor) else value for value in values]
 
 
-def all_finite(tensors: Sequence[Tensor]) -> Tensor | bool:
-    """Whether everything in them is finite, as a 0-dim tensor that nobody has waited for."""
-    finite = [x.isfinite() for t in tensors if t.numel() for x in t.aminmax()]
-    return torch.stack([x.to(finite[0].device) for x in finite]).all() if finite else True
-
-
 def known_to_be_zero(count: Tensor | int) -> bool:
     """Whether `count` is 0; False where asking would be waiting."""
     return (not isinstance(count, Tensor) or count.device.type == "cpu") and not count

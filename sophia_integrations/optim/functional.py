@@ -1,4 +1,4 @@
-"""The update of a parameter group: plain parameters by lists on a backend, matrices one by one in their eigenbasis."""
+"""The update of a parameter group: plain parameters by lists on a backend, rotated matrices by batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import eager
 from .backends import chosen_backend
 from .basis import Basis, basis_layout, batches, into, known_bases, out_of
 from .estimator import Estimate
-from .gradients import usable_gradient
+from .gradients import all_finite, usable_gradient
 from .rule import Rule
 from .sharding import SumOverShards, local, sharding_of
 from .state import Groups, States, note, sophia_members, state_dtype, state_of
@@ -40,7 +40,7 @@ def squared_gradients(groups: Groups, states: States, num_predictions: float) ->
         return Estimate(None, dropped="no parameter has a gradient")
     if not bases and any(basis_layout(param, group) for param, group in sophia_members(groups)):
         return Estimate(None, dropped="the eigenbasis is known after the first step(): call it after that")
-    if not all(torch.isfinite(local(x)).all() for x in diagonal.values()):
+    if not all_finite([local(x) for x in diagonal.values()]):
         return Estimate(None, dropped="it was not finite")
     return Estimate(diagonal, int(num_predictions))
 

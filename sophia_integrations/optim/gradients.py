@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,3 +24,9 @@ def usable_gradient(grad: Tensor, dtype: torch.dtype, maximize: bool) -> tuple[T
         grad = torch.where(usable, grad, 0)
     grad = grad.to(dtype)
     return usable, -grad if maximize else grad
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor | bool:
+    """Whether everything in them is finite, as a 0-dim tensor that nobody has waited for."""
+    finite = [x.isfinite() for t in tensors if t.numel() for x in t.aminmax()]
+    return torch.stack([x.to(finite[0].device) for x in finite]).all() if finite else True

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .eager import memory_order
 from .native_library import library
 from .rule import Rule
 from .sharding import WHOLE
@@ -108,5 +109,4 @@ def update(
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether its elements fill a piece of memory without holes, in any order of the dimensions."""
-    order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
-    return tensor.permute(order).is_contiguous()
+    return tensor.permute(memory_order(tensor)).is_contiguous()

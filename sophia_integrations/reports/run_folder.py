@@ -20,12 +20,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..recipes.running.events import read_metrics
+from ..recipes.running.run_folder import is_held
 from .recipe_lines import RecipeLines
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is held there
-    fcntl = None  # type: ignore[assignment]
 
 Rows = dict[int, dict[str, float]]
 """Figures by optimizer step, in order of steps; a figure that was logged and is not finite is NaN."""
@@ -94,7 +90,7 @@ class Run:
     @property
     def training(self) -> bool:
         """Whether a process holds the folder at this moment."""
-        return _is_held(self.folder / ".lock")
+        return is_held(self.folder / ".lock")
 
     @property
     def names(self) -> list[str]:
@@ -214,17 +210,6 @@ def _tensorboard(folder: Path) -> Rows:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return _table((point.step, {tag: point.value}) for tag in events.Tags()["scalars"] for point in events.Scalars(tag))
-
-
-def _is_held(lock: Path) -> bool:
-    if fcntl is None or not lock.is_file():
-        return False
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _json(file: Path) -> dict[str, Any]:

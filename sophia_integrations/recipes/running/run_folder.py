@@ -154,6 +154,18 @@ class RunFolder:
             ) from None
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process has locked the file `lock` of its run folder."""
+    if fcntl is None or not lock.is_file():
+        return False
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def is_about_the_disk(error: BaseException) -> bool:
     """Whether an error of a library means that a file could not be written."""
     if isinstance(error, OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import UserError
+from ...errors import UserError, nearest
 
 DEFAULTS = Path(__file__).with_name("protocol.yaml")
 JUDGES = ("same", "half", "fit")
@@ -119,8 +118,8 @@ def _sentence(item: Any) -> str:
     key = ".".join(["compare", *where])
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] = Tuning if where[0] == "tuning" and len(where) > 1 else Protocol
-        near = difflib.get_close_matches(where[-1], model.model_fields, n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
+        near = nearest(where[-1], model.model_fields, cutoff=0.5)
+        return f"{key}: unknown key" + (f", did you mean {near!r}?" if near else "")
     return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
 
 

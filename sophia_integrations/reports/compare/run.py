@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...recipes.running.events import read_metrics
+
 Point = tuple[int, float]
 
 
@@ -83,20 +85,8 @@ def step_seconds(events: list[dict[str, Any]]) -> float:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of ``metrics.jsonl``, oldest first; a line that is torn or not one is left out."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
-    return events
+    """The events that the run in `folder` has logged by now."""
+    return read_metrics(folder / "metrics.jsonl")
 
 
 def read_json(file: Path) -> dict[str, Any]:
