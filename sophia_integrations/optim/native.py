@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .eager import memory_order
-from .native_library import library
+from .native_library import library, threads_of_torch
 from .rule import Rule
 from .sharding import WHOLE
 
@@ -101,6 +101,7 @@ def update(
         ctypes.c_int(counting),
         ctypes.c_int(threads),
         ctypes.c_void_p(counts.data_ptr()),
+        threads_of_torch(),
     )
     for param in params:
         torch.autograd.graph.increment_version(param)

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from ..cache import cache_dir
 
 SOURCE = Path(__file__).with_name("native_step.c")
@@ -29,6 +31,7 @@ _OPTIONS = "-O3 -std=gnu11 -fPIC -shared -pthread -ffp-contract=off -fno-math-er
 _TUNING = (["-march=native"], [])
 """For this very processor, or where the compiler does not know it for any of its kind."""
 _SECONDS = 120
+_PROCESS = os.getpid()
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,24 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     if reason:
         _log.debug("Sophia's step runs in torch operations: %s.", reason)
     return found, reason
+
+
+def threads_of_torch() -> ctypes.c_void_p:
+    """`GOMP_parallel` of the OpenMP library that torch computes with; null where torch has none of that name.
+
+    Also null in a fork, where the team of its parent is gone and GNU's library would wait for it forever.
+    """
+    return _gomp_parallel() if os.getpid() == _PROCESS else ctypes.c_void_p()
+
+
+@functools.cache
+def _gomp_parallel() -> ctypes.c_void_p:
+    for path in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*")):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+    return ctypes.c_void_p()
 
 
 def _attempt() -> tuple[ctypes.CDLL | None, str]:

@@ -5,6 +5,7 @@
  */
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -116,8 +117,7 @@ static void update_part(const Tensor *tensor, int64_t first, int64_t last, const
         tensor->grad_type == FLOAT32 ? WITH_TYPES(BFLOAT16, FLOAT32) : WITH_TYPES(BFLOAT16, BFLOAT16);
 }
 
-static void *update_range(void *argument) {
-    Range *range = argument;
+static void update_range(Range *range) {
     const Tensor *tensor = range->tensors;
     int64_t before = 0; /* elements of the tensors before this one */
     for (int64_t at = range->first; at < range->last;) {
@@ -127,23 +127,48 @@ static void *update_range(void *argument) {
         update_part(tensor, at - before, end - before, range->rule, range->counting, range->counts);
         at = end;
     }
+}
+
+typedef struct {
+    Range ranges[MAX_THREADS];
+    atomic_int next, threads;
+} Work;
+
+/* Takes ranges until none is left, so that a thread that cannot be had costs time only. */
+static void take_ranges(void *work) {
+    Work *w = work;
+    for (int t; (t = atomic_fetch_add(&w->next, 1)) < w->threads;) update_range(&w->ranges[t]);
+}
+
+static void *take_ranges_of_thread(void *work) {
+    take_ranges(work);
     return 0;
 }
 
-/* Updates `size` elements in all, in equal ranges on `threads` threads; a thread that cannot be had costs time only. */
-void sophia_step(const Tensor *tensors, int64_t size, const Rule *rule, int counting, int threads, int64_t *counts) {
-    Range ranges[MAX_THREADS];
+static void on_new_threads(void (*work)(void *), void *argument, unsigned threads, unsigned flags) {
     pthread_t handles[MAX_THREADS];
-    int started[MAX_THREADS] = {0};
+    unsigned started = 1;
+    (void)flags;
+    for (; started < threads; started++)
+        if (pthread_create(&handles[started], 0, take_ranges_of_thread, argument)) break;
+    work(argument);
+    while (--started) pthread_join(handles[started], 0);
+}
+
+/* Updates `size` elements in all, in equal ranges on `threads` threads. `parallel` runs a function on each of a team of
+ * threads, as GOMP_parallel does: those of a pool that waits by spinning would take their cores from new ones. 0 for new ones. */
+void sophia_step(const Tensor *tensors, int64_t size, const Rule *rule, int counting, int threads, int64_t *counts,
+                 void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    Work work;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    for (int t = 0; t < threads; t++) {
-        ranges[t] = (Range){tensors, rule, size * t / threads, size * (t + 1) / threads, {0}, counting};
-        started[t] = t > 0 && !pthread_create(&handles[t], 0, update_range, &ranges[t]);
-    }
+    atomic_init(&work.next, 0);
+    atomic_init(&work.threads, threads);
     for (int t = 0; t < threads; t++)
-        if (!started[t]) update_range(&ranges[t]);
-    for (int t = 0; t < threads; t++) {
-        if (started[t]) pthread_join(handles[t], 0);
-        for (int c = 0; c < COUNTS; c++) counts[c] += ranges[t].counts[c];
-    }
+        work.ranges[t] = (Range){tensors, rule, size * t / threads, size * (t + 1) / threads, {0}, counting};
+    if (threads == 1)
+        take_ranges(&work);
+    else
+        (parallel ? parallel : on_new_threads)(take_ranges, &work, threads, 0);
+    for (int t = 0; t < threads; t++)
+        for (int c = 0; c < COUNTS; c++) counts[c] += work.ranges[t].counts[c];
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
 import math
 import multiprocessing
@@ -22,7 +23,7 @@ from specification import TOLERANCE, ScriptedEstimator, Specification, random_cu
 from support import peak_bytes
 
 from sophia_integrations import SophiaG, SophiaH
-from sophia_integrations.optim import eager, native, reference_step
+from sophia_integrations.optim import eager, native, native_library, reference_step
 from sophia_integrations.optim.native_library import library
 from sophia_integrations.optim.rule import Rule
 
@@ -184,8 +185,11 @@ def test_bfloat16_is_rounded_as_torch_rounds():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_threads_change_no_bit_and_no_count(dtype):
+@pytest.mark.parametrize("team", ["torch's", "new"])
+def test_threads_change_no_bit_and_no_count(dtype, team, monkeypatch):
     threads, found = torch.get_num_threads(), []
+    if team == "new":
+        monkeypatch.setattr(native, "threads_of_torch", ctypes.c_void_p)
     try:
         for count in (1, 2, 3, 7, 200):
             torch.set_num_threads(count)
@@ -450,8 +454,14 @@ def test_several_processes_build_at_once(tmp_path):
 
 
 @needs_compiler
+@pytest.mark.skipif(not torch.backends.openmp.is_available() or os.uname().sysname != "Linux", reason="another OpenMP")
+def test_the_step_computes_on_the_threads_of_torch():
+    assert native_library.threads_of_torch().value
+
+
+@needs_compiler
 def test_a_fork_of_a_process_that_has_stepped_can_step():
-    """As the workers of a data loader are; the step's threads do not outlive it."""
+    """As the workers of a data loader are, where the threads of the parent's team do not exist."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
