@@ -239,7 +239,9 @@ def doctor(
 @app.command()
 def bench(
     what: Annotated[Literal["step", "pass", "train"], typer.Argument(help="What to time.")],
-    size: Annotated[str | None, typer.Option(help="step: 10m or 124m; pass and train: small.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="step: 10m, 124m; pass, train: small, long, wide, …-accumulated, 124m.")
+    ] = None,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the parameters, in step.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,

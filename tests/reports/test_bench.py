@@ -62,3 +62,10 @@ def test_mistakes_are_one_sentence():
         bench("train", size="huge", device="cpu")
     with pytest.raises(UserError, match="--cycles must be at least 1, got 0"):
         bench("step", cycles=0, device="cpu")
+
+
+def test_a_pass_over_micro_batches_is_timed_with_and_without_the_basis(monkeypatch):
+    monkeypatch.setitem(models.SHAPES, "tiny-accumulated", TINY._replace(accumulation=8))
+    found = run("pass", size="tiny-accumulated")
+    assert "256 tokens a step" in found["title"]
+    assert [row["basis"] for row in found["rows"]] == ["none", "eigen"] * 4

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
 from ...curvature import GaussNewtonBartlett
-from ...optim import SophiaG
+from ...optim import SophiaG, param_groups
 from .models import task
 from .step import CYCLE
 from .timing import in_turns
 
-UNITS = ((None, None), (1 / 4, 8), (1 / 4, 1), (1 / 16, 1))
+UNITS = ((None, None), (1 / 16, 1), (1 / 4, 8), (1 / 4, 1))
 """(`fraction`, `units`) of the estimator, its defaults first."""
 
 
 def measure(size: str, device: str, cycles: int) -> dict[str, Any]:
-    """Time of one pass, and its share of `CYCLE` training steps and one pass."""
+    """Time of one pass, and its share of `CYCLE` training steps and one pass, without and with the eigenbasis."""
     rows: list[dict[str, Any]] = []
     tokens = 0
-    for fraction, units in UNITS:
+    for (fraction, units), basis in itertools.product(UNITS, (None, "eigen")):
         training = task(size, device)
         tokens = training.tokens
         given = {} if fraction is None else {"fraction": fraction, "units": units}
         estimator = GaussNewtonBartlett(training.model, **given)
-        optimizer = SophiaG(training.model.parameters(), lr=1e-6, hessian_interval=1, estimator=estimator)
+        groups = param_groups(training.model, basis=basis)
+        optimizer = SophiaG(groups, lr=1e-6, hessian_interval=1, estimator=estimator)
         passes: list[float] = []
 
         def step(optimizer: SophiaG = optimizer, passes: list[float] = passes) -> None:
@@ -42,6 +44,7 @@ def measure(size: str, device: str, cycles: int) -> dict[str, Any]:
         )
         rows.append(
             {
+                "basis": basis or "none",
                 "fraction": estimator.fraction,
                 "units": estimator.units,
                 "ms a pass": 1000 * one,

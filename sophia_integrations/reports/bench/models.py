@@ -12,7 +12,7 @@ from ...errors import UserError
 
 
 class Shape(NamedTuple):
-    """A GPT-2 and the rows of a step."""
+    """A GPT-2, the rows of a micro-batch, and the micro-batches of a step."""
 
     layers: int
     width: int
@@ -20,14 +20,19 @@ class Shape(NamedTuple):
     vocabulary: int
     length: int
     rows: int
+    accumulation: int = 1
 
 
 SHAPES = {
     "small": Shape(4, 160, 4, 1_024, 128, 24),
-    "wide": Shape(2, 256, 4, 50_257, 256, 4),
+    "small-accumulated": Shape(4, 160, 4, 1_024, 128, 8, 8),
+    "long": Shape(4, 160, 4, 1_024, 1_024, 8),
+    "wide": Shape(2, 256, 4, 50_257, 256, 8),
+    "wide-accumulated": Shape(2, 256, 4, 50_257, 256, 8, 8),
     "124m": Shape(12, 768, 12, 50_257, 1_024, 1),
 }
-"""The default recipe's model and batch; a large vocabulary; GPT-2 itself."""
+"""The default recipe's model and batch; 8 micro-batches of 8 rows, as a Trainer has them; long rows; a large
+vocabulary; GPT-2 itself."""
 
 
 class Task(NamedTuple):
@@ -39,7 +44,7 @@ class Task(NamedTuple):
 
 
 def task(size: str, device: str) -> Task:
-    """A new model of `size` and its forward, backward and gradient clip on one batch.
+    """A new model of `size` and its forward, backward and gradient clip on the micro-batches of a step.
 
     Raises:
         UserError: a size that there is not.
@@ -63,11 +68,12 @@ def task(size: str, device: str) -> Task:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(device)
     model.loss_type = "ForCausalLM"
-    ids = torch.randint(shape.vocabulary, (shape.rows, shape.length), device=device)
+    ids = torch.randint(shape.vocabulary, (shape.accumulation, shape.rows, shape.length), device=device)
 
     def backward() -> None:
         model.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        for rows in ids:
+            (model(input_ids=rows, labels=rows).loss / shape.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
 
     return Task(model, backward, ids.numel())
