@@ -1,8 +1,8 @@
 """Data and a recipe of a small fine-tuning, offline: which package of the standard library does a function come from?
 
-    sophia train recipes/compare/gpt2-131k-x4.yaml                  the checkpoint, runs/gpt2-131k-x4/model
-    python tests/measurements/which_package.py                      runs/which-package/functions.jsonl and which-package.yaml
-    sophia compare runs/which-package/which-package.yaml --against adamw
+sophia train recipes/compare/gpt2-131k-x4.yaml          # the checkpoint, runs/gpt2-131k-x4/model
+python tests/measurements/which_package.py              # runs/which-package/: functions.jsonl, which-package.yaml
+sophia compare runs/which-package/which-package.yaml --against adamw
 """
 
 from __future__ import annotations

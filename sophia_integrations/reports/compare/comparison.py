@@ -10,7 +10,7 @@ from ...errors import UserError
 from .dials import Settings, dials_of
 from .figure import draw
 from .judge import Judged, judge
-from .price import Price, measure, short_run
+from .price import Price, measure
 from .progress import Progress, in_words
 from .protocol import Protocol, read_protocol, to_yaml
 from .result import Result, to_json
@@ -89,12 +89,10 @@ class _Comparison:
         self.reference = "adamw" if any(side.name == "adamw" for side in sides[1:]) else sides[1].name
 
     def measure(self) -> None:
-        """A short run of each side."""
-        for side in self.sides:
-            settings, _ = short_run(side)
-            self.progress.begin(f"{side.name} measured", dials_of(settings).length(settings)[0] or 1, 0.0)
-            self.prices[side.name] = measure(self.runs, side)
-            self.progress.end()
+        """What a step of each side costs."""
+        self.progress.begin("a step of each is measured", 1, 0.0)
+        self.prices = measure(self.sides, self.runs.folder, self.progress.say)
+        self.progress.end()
 
     def plan(self) -> str:
         """How many runs and how long; those that have ended before are among them."""
