@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
+from ...recipes.running.run_folder import write_text
 from .dials import Settings, dials_of
 from .figure import draw
 from .judge import Judged, judge
@@ -59,7 +60,7 @@ def compare(
     lightning = "" if sides[0].settings.get("framework") == "hf" else "-lightning"
     folder = Path("runs") / f"compare-{Path(recipe).stem}{lightning}"
     (folder / checked.judge).mkdir(parents=True, exist_ok=True)
-    (folder / checked.judge / "protocol.yaml").write_text(to_yaml(checked), encoding="utf-8")
+    write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))
     progress = Progress(say)
     try:
         comparison = _Comparison(folder, sides, checked, progress, time_limit)
@@ -156,9 +157,9 @@ class _Comparison:
 
 
 def _report(folder: Path, result: Result, say: Callable[[str], object]) -> None:
-    (folder / "compare.json").write_text(to_json(result), encoding="utf-8")
+    write_text(folder / "compare.json", to_json(result))
     table = to_markdown(result)
-    (folder / "compare.md").write_text(table, encoding="utf-8")
+    write_text(folder / "compare.md", table)
     draw(result, folder / "compare.png")
     say(table)
     say(f"Everything is in {folder}: compare.md, compare.json, compare.png, protocol.yaml; the runs are beside it")

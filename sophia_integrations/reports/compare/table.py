@@ -1,10 +1,10 @@
-"""The table of a comparison: Markdown whose columns are padded, so that a terminal shows it as it stands."""
+"""What a comparison found, in Markdown: the headlines, the table, and what to know when reading it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from ..markdown import table
 from .dials import dials_of
 from .fit import Interval
 from .judge import Judged
@@ -14,7 +14,7 @@ _NOTHING = "–"
 
 
 def to_markdown(result: Result) -> str:
-    """The headlines, the table, and what to know when reading it."""
+    """All of it."""
     protocol, reference = result.protocol, result.reference.name
     lines = [f"# {result.recipe}: {', '.join(side.name for side in result.judged)}", "", f"`{result.command}`", ""]
     for verdict in result.verdicts:
@@ -27,7 +27,7 @@ def to_markdown(result: Result) -> str:
     head += ["ms a step", "of it the pass", "rule and basis", "clipped", "bytes of state"]
     rows = [_row(result, index, side) for index, side in enumerate(result.judged)]
     used = [column for column in range(len(head)) if any(row[column] not in (_NOTHING, "") for row in rows)]
-    lines += ["", *_aligned([[row[column] for column in used] for row in (head, *rows)]), ""]
+    lines += ["", *table([[row[column] for column in used] for row in (head, *rows)]), ""]
     lines += [f"{_READ[protocol.judge]} Brackets: {protocol.confidence:.0%} intervals over seeds "
               f"{', '.join(map(str, protocol.seeds))}, none of which tuned anything."]  # fmt: skip
     if protocol.tuning.budget:
@@ -98,9 +98,3 @@ def _interval(interval: Interval, digits: int, plus: bool = False) -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else _NOTHING
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
