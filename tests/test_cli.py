@@ -127,8 +127,11 @@ def test_plot_reads_a_run_folder_alone(capsys: pytest.CaptureFixture[str]) -> No
     run = Path("a run")
     run.mkdir()
     assert main(["plot", "a run"]) == 2
-    assert "is no run folder with metrics" in capsys.readouterr().err
+    assert "is no run folder: it has no metrics.jsonl" in capsys.readouterr().err
     (run / "metrics.jsonl").write_text("")
+    assert main(["plot", "a run"]) == 2
+    assert "holds no logged loss" in capsys.readouterr().err
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": null}')
     assert main(["plot", "a run"]) == 2
     assert "holds no finite loss" in capsys.readouterr().err
     events = [{"step": step, "loss": 5 / step, "sophia/win_rate": 0.1 * step} for step in range(1, 6)]

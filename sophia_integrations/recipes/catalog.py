@@ -125,17 +125,15 @@ def _entry(name: str, file: Path) -> Entry:
     text = file.read_text(encoding="utf-8")
     said = dict(_HEAD.findall(text))
     title = text.splitlines()[0].removeprefix("#").strip()
-    task = said.get("Task") or _task(file)
-    return Entry(
-        name, file, title, task, name.partition("/")[0], *(said.get(key, "") for key in ("Size", "Time", "Needs"))
-    )
-
-
-def _task(file: Path) -> str:
-    """The task that the recipe says; a Lightning recipe with pretrained weights fine-tunes them."""
     parsed = parse_file(file)
     lay_over_base(parsed, file)
-    value: Any = parsed.value
-    if "task" in value:
-        return value["task"]
-    return "finetune" if value["model"]["init_args"].get("pretrained") else "pretrain"
+    task = said.get("Task") or _task(parsed.value)
+    framework = parsed.value.get("framework", "lightning")
+    return Entry(name, file, title, task, framework, *(said.get(key, "") for key in ("Size", "Time", "Needs")))
+
+
+def _task(recipe: Any) -> str:
+    """The task that the recipe says; a Lightning recipe with pretrained weights fine-tunes them."""
+    if "task" in recipe:
+        return recipe["task"]
+    return "finetune" if recipe["model"]["init_args"].get("pretrained") else "pretrain"

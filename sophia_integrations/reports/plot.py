@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
-from ..recipes.running.events import read_metrics
+from .run_folder import Run, read_run
 
 _TRAIN, _VALIDATION, _WIN, _CURVED = "#9db7d5", "#1f4e8c", "#c8553d", "#8a6d3b"
 _GOOD = (0.3, 0.8)
@@ -16,15 +14,16 @@ _GOOD = (0.3, 0.8)
 
 
 def plot_run(run_dir: str | os.PathLike[str]) -> Path:
-    """Draws ``loss.png`` in `run_dir` from its ``metrics.jsonl`` and returns its path.
+    """Draws ``loss.png`` in `run_dir` from the figures that it holds and returns its path.
 
-    Raises `UserError` when the folder has no metrics to draw.
+    Raises `UserError` when the folder cannot be read, or has no loss to draw.
     """
-    folder = Path(run_dir)
-    events = _events(folder)
-    train = _series(events, "loss")
-    validation = _series(events, "eval_loss")
-    win_rate, curved = (_series(events, f"sophia/{name}") for name in ("win_rate", "curvature_share"))
+    run = read_run(run_dir)
+    train, validation, win_rate, curved = (
+        _points(run, name) for name in ("loss", "eval_loss", "sophia/win_rate", "sophia/curvature_share")
+    )
+    if not train[0] and not validation[0]:
+        raise UserError(f"{run.source} holds no finite loss, and there is nothing to draw")
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -42,9 +41,8 @@ def plot_run(run_dir: str | os.PathLike[str]) -> Path:
         top.annotate(f"{last:.3f}", (validation[0][-1], last), (0, 9), textcoords="offset points", ha="right",
                      color=_VALIDATION, fontweight="bold")  # fmt: skip
     top.set_ylabel("loss (nats per token)")
-    top.set_title(_title(folder), loc="left", fontsize=11)
-    if train[0] or validation[0]:
-        top.legend(frameon=False)
+    top.set_title(_title(run), loc="left", fontsize=11)
+    top.legend(frameon=False)
     if win_rate[0]:
         bottom = axes[1]
         bottom.axhspan(*_GOOD, color=_WIN, alpha=0.1, linewidth=0)
@@ -60,31 +58,19 @@ def plot_run(run_dir: str | os.PathLike[str]) -> Path:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.02)
-    target = folder / "loss.png"
+    target = run.folder / "loss.png"
     figure.savefig(target)
     return target
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise UserError(f"{folder} is no run folder with metrics (it has no metrics.jsonl); give one such as runs/NAME")
-    events = read_metrics(metrics)
-    if not any(event.get(name) is not None for event in events for name in ("loss", "eval_loss")):
-        raise UserError(f"{metrics} holds no finite loss; train at least training.logging_steps steps first")
-    return events
+def _points(run: Run, name: str) -> tuple[list[int], list[float]]:
+    series = run.series(name)
+    return list(series), list(series.values())
 
 
-def _series(events: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    points = [(event["step"], event[name]) for event in events if event.get(name) is not None]
-    return [step for step, _ in points], [value for _, value in points]
-
-
-def _title(folder: Path) -> str:
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        size = summary["parameters"]
-        millions = f"{size / 1e6:.1f} M" if size >= 1e6 else f"{size / 1e3:.0f} k"
-        return f"{summary['model']} ({millions} parameters), optimizer {summary['optimizer']}"
-    except (OSError, ValueError, KeyError):
-        return folder.resolve().name
+def _title(run: Run) -> str:
+    size = run.summary.get("parameters")
+    if not size:
+        return run.folder.resolve().name
+    millions = f"{size / 1e6:.1f} M" if size >= 1e6 else f"{size / 1e3:.0f} k"
+    return f"{run.summary['model']} ({millions} parameters), optimizer {run.optimizer}"

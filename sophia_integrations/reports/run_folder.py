@@ -126,6 +126,18 @@ class Run:
         series = self.series(name)
         return [series[step] for step in steps if step in series]
 
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The norm that gradients are clipped to; None where they are not, or nothing says."""
+        most = self.recipe.value("max_grad_norm")
+        return 1.0 if most is None and self.recipe.found and not self.recipe.lightning else most  # TrainingArguments'
+
+    @property
+    def clipped_share(self) -> float:
+        """Share of the logged gradient norms that were clipped; NaN where none was logged, 0 without clipping."""
+        norms, most = self.series("grad_norm").values(), self.max_grad_norm
+        return sum(norm > most for norm in norms) / len(norms) if norms and most else 0.0 if norms else math.nan
+
     def not_finite(self, name: str) -> list[int]:
         """Steps that logged a figure as NaN or infinity."""
         return [step for step, row in self.rows.items() if name in row and not math.isfinite(row[name])]
@@ -140,7 +152,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} is {'a file, not a folder' if folder.exists() else 'not there'}; give a run folder")
-    recipe, summary = RecipeLines.read(folder / "recipe.yaml"), _json(folder / "summary.json")
+    recipe, summary = RecipeLines.read(folder / "recipe.yaml"), read_json(folder / "summary.json")
     max_steps, complete = recipe.value("max_steps"), None
     if (folder / "metrics.jsonl").is_file():
         source = folder / "metrics.jsonl"
@@ -148,7 +160,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         complete = bool(summary) if recipe.found else None
     elif (states := _trainer_states(folder)) is not None:
         source = states
-        state = _json(source)
+        state = read_json(source)
         if not isinstance(state.get("log_history"), list):
             raise UserError(f"{source} is damaged: it holds no log_history; give another folder or checkpoint")
         rows = _table((entry.get("step"), entry) for entry in state["log_history"] if isinstance(entry, dict))
@@ -212,8 +224,8 @@ def _tensorboard(folder: Path) -> Rows:
     return _table((point.step, {tag: point.value}) for tag in events.Tags()["scalars"] for point in events.Scalars(tag))
 
 
-def _json(file: Path) -> dict[str, Any]:
-    """The object in `file`; empty where there is no such file."""
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`; empty where there is no such file; raises `UserError` when it is damaged."""
     if not file.is_file():
         return {}
     try:

@@ -42,13 +42,20 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "always-clipped": ("training.max_grad_norm=1e-4",),
     "no-warmup": ("training.warmup_steps=0", "training.learning_rate=4e-3"),
     "pass-too-dear": ("training.optim_args=rho=0.1,beta1=0.9,hessian_interval=2,hessian_fraction=1,hessian_units=64",),
+    "spike-at-the-peak": (
+        *eigen("null", "7e-2"),
+        "training.lr_scheduler_type=cosine_with_restarts",
+        "training.lr_scheduler_kwargs={num_cycles: 2}",
+        "training.max_grad_norm=0",
+        "training.logging_steps=5",
+    ),
     "nan": (*ADAMW, "training.learning_rate=1e30"),
     "interrupted": (),
 }
 """Overrides of `tiny.yaml`; the last one is killed after 100 steps."""
 
-TRAINERS = ("trainer-good", "trainer-masked", "trainer-spike", "tensorboard-good")
-"""The first three are a plain `transformers.Trainer`, of which the newest checkpoint's state is kept, the last is
+TRAINERS = ("trainer-good", "trainer-masked", "trainer-spike", "trainer-spike-of-the-gradient", "tensorboard-good")
+"""All but the last are a plain `transformers.Trainer`, of which the newest checkpoint's state is kept, the last is
 `tiny-lightning.yaml`, of which only TensorBoard's file is."""
 
 
@@ -110,6 +117,8 @@ def record_trainer(folder: Path, target: Path, name: str) -> None:
             labels[:] = -100
         if name == "trainer-spike" and 100 <= batches < 110:
             labels = torch.randint(256, labels.shape)
+        if name == "trainer-spike-of-the-gradient" and 105 <= batches < 110:
+            labels[:] = 0
         batches += 1
         return {"input_ids": ids, "labels": labels}
 

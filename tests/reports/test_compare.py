@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from sophia_integrations.errors import UserError
+from sophia_integrations.recipes.running.events import read_metrics
+from sophia_integrations.reports.compare import price
 from sophia_integrations.reports.compare.comparison import compare
 from sophia_integrations.reports.compare.dials import dials_of
 from sophia_integrations.reports.compare.progress import Progress, in_words
-from sophia_integrations.reports.compare.rivals import sides_of
-from sophia_integrations.reports.compare.run import read_events
+from sophia_integrations.reports.compare.rivals import Side, sides_of
 from sophia_integrations.reports.compare.runs import Runs, digest
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,8 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
     assert "to go on, run the same command again" in out and "Traceback" not in err
     assert "Stopped at step" in log("seed-1")
     (measured,) = RUNS.glob("*.json")
+    assert measured.name.startswith("measured-") and not (RUNS / "measured").exists()
+    taken = measured.stat().st_mtime_ns
     stopped = reached()
 
     process = start(**arguments)
@@ -86,20 +89,22 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
     while is_locked(folder):  # nothing trains on
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert list(RUNS.glob("*.json")) == [measured] and read_events(folder)[-1]["step"] < 120
+    assert list(RUNS.glob("*.json")) == [measured] and read_metrics(folder / "metrics.jsonl")[-1]["step"] < 120
 
     process = start(**arguments)
     out, err = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 0, err
-    assert [log(what).count("training in") for what in ("measured", "seed-1")] == [1, 1]
+    assert measured.stat().st_mtime_ns == taken and log("seed-1").count("training in") == 1
     assert log("seed-1").count("resuming from") == 2
     assert not reached() and not list(RUNS.glob("*/model"))
     found = json.loads(Path("runs/compare-tiny/same/compare.json").read_text())
     (verdict,) = found["verdicts"]
     assert verdict["difference"]["value"] == 0.0 and verdict["headline"] == ""
     assert "no headline: one seed" in out and Path("runs/compare-tiny/same/compare.png").is_file()
-    price = found["sides"]["tiny"]
-    assert price["flops_per_step"] > price["pass_flops_per_step"] > 0
+    tiny = found["sides"]["tiny"]
+    assert tiny["flops_per_step"] > tiny["pass_flops_per_step"] > 0
+    assert len(tiny["seconds_per_step_of_turns"]) == price.TURNS and tiny["state_bytes_per_parameter"] > 8
+    assert 0.5 < verdict["seconds"]["value"] < 2.0 and 0 <= tiny["clipped_share"] <= 1
 
     # Nothing is left to run: the plan and the table come from what is there.
     records = {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")}
@@ -118,6 +123,50 @@ def test_a_run_that_takes_too_long_and_one_that_cannot_begin(tmp_path: Path) -> 
     assert runs.find(settings).diverged and runs.get(settings, "slow").diverged and runs.executed == 1
     with pytest.raises(UserError, match="(?s)a run of the comparison failed: .*data.* missing.*whole log"):
         Runs(tmp_path / "broken", said.append, Progress(said.append, show=False)).get(settings, "broken")
+
+
+class _Short:
+    """Stands for a short run of which only one at a time has room."""
+
+    running = 0
+    period, steps, beginning, ending = 10, 70, 3.0, 1.0
+
+    def __init__(self, side: Side, place: Path, turns: int) -> None:
+        self.place, self.costs = place, Path(f"{place}.costs")
+        place.mkdir(parents=True, exist_ok=True)
+        events = [{"step": 70, "epoch": 0.5, "seconds": 4.0}, {"step": 70, "epoch": 0.5, "seconds": 4.5}]
+        (place / "metrics.jsonl").write_text("\n".join(map(json.dumps, events)))
+        self.costs.write_text('{"flops": 7.0, "pass_flops": 1.0, "state_bytes": 8.0}')
+        _Short.running += 1
+
+    def begin(self) -> None:
+        if self.running > 1:
+            raise UserError("out of memory")
+
+    def turn(self) -> None:
+        time.sleep(0.01)
+
+    def end(self) -> None:
+        pass
+
+    def close(self) -> None:
+        _Short.running -= 1
+
+
+def test_what_does_not_fit_together_is_measured_apart_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(price, "ShortRun", _Short)
+    settings = {"framework": "hf", "training": {"num_train_epochs": 2}}
+    sides, said = [Side("a", settings), Side("b", settings)], []
+    prices = price.measure(sides, tmp_path, said.append)
+    assert _Short.running == 0 and len(said) == 1 and "each is measured by itself" in said[0]
+    for one in prices.values():
+        assert not one.together and len(one.turns) == price.TURNS and 0.001 <= one.step < 0.1
+        assert (one.evaluation, one.state_bytes, one.steps(settings)) == (0.5, 8.0, 280)
+        assert one.seconds(settings) == pytest.approx(4 - 20 * one.step + 280 * one.step)
+    assert price.measure(sides, tmp_path, said.append) == prices and len(said) == 1
+    assert price.measure(sides[:1], tmp_path, said.append)["a"].together
 
 
 def test_a_comparison_that_cannot_be_is_refused_before_anything_runs(hf_recipe: str) -> None:

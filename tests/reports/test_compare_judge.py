@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 
+from sophia_integrations.errors import UserError
 from sophia_integrations.reports.compare.figure import draw
 from sophia_integrations.reports.compare.fit import PowerLaw
 from sophia_integrations.reports.compare.judge import Judged, judge
@@ -15,29 +17,32 @@ from sophia_integrations.reports.compare.price import Price
 from sophia_integrations.reports.compare.protocol import read_protocol
 from sophia_integrations.reports.compare.result import Result, to_json
 from sophia_integrations.reports.compare.rivals import Side
-from sophia_integrations.reports.compare.run import Run, read_run, step_seconds
+from sophia_integrations.reports.compare.run import Run, read_run
 from sophia_integrations.reports.compare.table import to_markdown
 from sophia_integrations.reports.compare.tuning import Tuned
 
 LAW = PowerLaw(2.0, 30.0, 0.5)
+LOAD = (1.0, 3.0, 0.9, 1.0, 1.1)
+"""How much slower the machine was in each turn."""
 SHAKEN = (-0.002, 0.001, 0.0015)
 
 
-def run(steps: int, loss: float, seconds: float = 1.0, share: float = 0.0) -> Run:
+def run(steps: int, loss: float, share: float = 0.0) -> Run:
     curve = tuple((t, loss + 1.0 - t / steps) for t in range(steps // 4, steps + 1, steps // 4))
-    return Run(Path(f"run-{steps}"), loss, steps, steps * 64, seconds, share, curve, versions=(("torch", "2"),))
+    return Run(Path(f"run-{steps}"), loss, steps, steps * 64, share, 0.25, curve, versions=(("torch", "2"),))
 
 
 def side(name: str, faster: float, protocol, seconds: float = 1.0, share: float = 0.0, flops: float = 100.0, **more):
     """A side that needs 1 / faster of the steps of the law, its seeds shaken a little."""
     finals = {
         part: [
-            run(round(600 * part), LAW.at(600 * part * faster) + shake, seconds, share)
+            run(round(600 * part), LAW.at(600 * part * faster) + shake, share)
             for shake in SHAKEN[: len(protocol.seeds)]
         ]
         for part in protocol.shares(reference=name == "adamw")
     }
-    return Judged(name, finals, Price(seconds, 0.0, 0.0, math.nan, flops, 0.0), **more)
+    turns = tuple(seconds * load for load in LOAD)
+    return Judged(name, finals, Price(turns, flops=flops, pass_flops=0.0, state_bytes=8.0), **more)
 
 
 def result(protocol, *sides: Judged) -> Result:
@@ -129,6 +134,8 @@ def test_the_table_the_json_and_the_figure(tmp_path):
     cells = dict(zip([c.strip() for c in rows[0].split("|")], [c.strip() for c in rows[2].split("|")], strict=True))
     assert cells["optimizer"] == "new" and cells["steps / adamw's"].startswith("0.62 [")
     assert (cells["ms a step"], cells["of it the pass"], cells["rule and basis"]) == ("1200", "120.0", "80.0")
+    assert (cells["clipped"], cells["bytes of state"]) == ("25%", "8.0")
+    assert "took in turns, side by side" in table
     assert "**new needs 0.62" in table and "sophia compare tiny.yaml" in table
     read = json.loads(to_json(found))
     assert read["verdicts"][0]["steps"]["value"] == pytest.approx(0.625, rel=0.01)
@@ -143,28 +150,53 @@ def test_the_table_the_json_and_the_figure(tmp_path):
 
 def test_everything_can_be_drawn_and_told_where_a_side_has_no_loss(tmp_path):
     protocol = read_protocol("same", budget=0)
-    lost = Judged("lost", {1.0: [Run(Path("x"), math.inf, 3, 0, math.nan, 0.0, (), "it broke off")] * 3})
+    lost = Judged("lost", {1.0: [Run(Path("x"), math.inf, 3, why="it broke off")] * 3})
     found = result(protocol, side("adamw", 1.0, protocol), lost)
     assert "no loss" in to_markdown(found)
     assert json.loads(to_json(found))["sides"]["lost"]["finals"]["1"][0]["loss"] is None
     draw(found, tmp_path / "compare.png")
 
 
+def test_the_price_of_time_is_that_of_turns_side_by_side_whatever_the_load():
+    protocol = read_protocol("fit", budget=0)
+    reference, new = side("adamw", 1.0, protocol), side("new", 1.6, protocol, 1.2)
+    quiet = judge(protocol, reference, new)
+    assert quiet.seconds.value == pytest.approx(1.2 * quiet.steps.value)
+    shaken = Judged("new", new.finals, Price((1.0, 4.2, 0.9, 1.2, 1.65), flops=100.0))
+    noisy = judge(protocol, reference, shaken)  # pairs of 1, 1.4, 1, 1.2 and 1.5
+    assert noisy.seconds.value == pytest.approx(1.2 * noisy.steps.value)
+    assert noisy.seconds.high - noisy.seconds.low > 2 * (quiet.seconds.high - quiet.seconds.low)
+    assert noisy.steps == quiet.steps
+
+
+def test_times_that_were_not_measured_side_by_side_are_not_compared():
+    protocol = read_protocol("fit", budget=0)
+    apart = side("adamw", 1.0, protocol), side("new", 1.6, protocol, 3.0)
+    apart = tuple(Judged(s.name, s.finals, dataclasses.replace(s.price, together=False)) for s in apart)
+    verdict = judge(protocol, *apart)
+    assert math.isnan(verdict.seconds.value) and "of its time" not in verdict.headline
+    table = to_markdown(result(protocol, *apart))
+    assert "time / adamw's" not in table and "ms a step" in table and "Time is not compared" in table
+
+
 def test_a_run_is_read_from_its_folder(tmp_path):
     events = [
-        {"step": 2, "seconds": 9.0, "loss": 4.0},
-        {"step": 4, "seconds": 10.0, "loss": 3.0, "sophia/hessian_time_fraction": 0.2},
+        {"step": 4, "seconds": 10.0, "loss": 3.0, "grad_norm": 1.2, "sophia/hessian_time_fraction": 0.2},
         {"step": 4, "seconds": 15.0, "eval_loss": 3.1},
-        {"step": 6, "seconds": 16.0, "loss": 2.0, "sophia/hessian_time_fraction": 0.4},
-        {"step": 8, "seconds": 18.0, "loss": 2.0, "sophia/hessian_time_fraction": 0.0},
+        {"step": 8, "seconds": 18.0, "loss": 2.0, "grad_norm": 0.9, "sophia/hessian_time_fraction": 0.4},
         {"step": 8, "seconds": 20.0, "eval_loss": 2.5},
     ]
     lines = [json.dumps(event) for event in events]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9, "lo']))
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 8, "tokens": 640, "versions": {"torch": "2"}}))
+    (tmp_path / "recipe.yaml").write_text("training: {max_grad_norm: 1.1}")
     found = read_run(tmp_path)
     assert (found.loss, found.steps, found.tokens, found.curve) == (2.5, 8, 640, ((4, 3.1), (8, 2.5)))
-    assert found.step_seconds == pytest.approx((1.0 + 2.0) / 4)  # evaluations are not in it
-    assert found.pass_share == pytest.approx(0.15) and not found.diverged
+    assert found.pass_share == pytest.approx(0.3) and found.clipped == 0.5 and not found.diverged
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines[:-1]) + '\n{"step": 8, "seconds": 20, "eval_loss": null}')
-    assert read_run(tmp_path).diverged and math.isnan(step_seconds(events[:1]))
+    assert read_run(tmp_path).diverged
+    (tmp_path / "metrics.jsonl").write_text(lines[0])
+    with pytest.raises(UserError, match="the run logged no validation loss"):
+        read_run(tmp_path)
+    lost = read_run(tmp_path, "it took more than 1 s")
+    assert lost.diverged and (lost.steps, lost.why) == (4, "it took more than 1 s")

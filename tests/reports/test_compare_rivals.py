@@ -17,7 +17,6 @@ from sophia_integrations.hf.registration import register_optimizer
 from sophia_integrations.reports.compare.dials import dials_of, load
 from sophia_integrations.reports.compare.names import NAMES
 from sophia_integrations.reports.compare.optimizers import Muon, for_trainer
-from sophia_integrations.reports.compare.price import short_run
 from sophia_integrations.reports.compare.rivals import RIVALS, sides_of
 
 EXTRA = {name for name, rival in RIVALS.items() if rival.package}
@@ -79,9 +78,8 @@ def test_dials_turn_and_turn_back(framework, request, with_extra):
         warmup = half["training"] if framework == "hf_recipe" else half["model"]["init_args"]
         assert warmup["warmup_steps"] == 10
         assert dials.with_seed(side.settings, 7) != dials.with_seed(side.settings, 8)
-        settings, window = short_run(side)
-        assert dials.length(settings)[0] == window[1] + 1
-        assert dials.evaluations(settings, window[1] + 1) == 1
+        short = dials.measured(side.settings, 70, 10)
+        assert dials.length(short) == (70, None) and dials.evaluations(short, 70) == 1
 
 
 def test_epochs_and_the_steps_of_a_schedule_shrink_with_the_horizon(hf_recipe):

@@ -44,7 +44,7 @@ class Trainer:
         steps = settings["training"]["max_steps"]
         self.asked.append((side.name, steps, rate, decay, settings["training"]["seed"], extends))
         loss = self.losses[side.name](rate, decay)
-        return Run(Path(f"{side.name}-{rate}-{decay}-{steps}"), loss, steps, 0, math.nan, 0.0, ())
+        return Run(Path(f"{side.name}-{rate}-{decay}-{steps}"), loss, steps)
 
     def of(self, name: str) -> list[tuple]:
         return [asked[1:] for asked in self.asked if asked[0] == name]

@@ -34,7 +34,9 @@ BAD = {
     "nan": (["not-finite"], ["training.learning_rate: 1e+30 → 0.008"]),
     "interrupted": (["interrupted"], []),
     "trainer-masked": (["estimates"], []),
+    "spike-at-the-peak": (["spike"], ["training.max_grad_norm: 0 → 0.6", "training.learning_rate: 0.07 → 0.03"]),
     "trainer-spike": (["spike"], []),
+    "trainer-spike-of-the-gradient": (["spike"], []),
 }
 
 
@@ -94,6 +96,10 @@ def test_errors_come_first_and_say_where():
     assert finding.severity == "error" and finding.steps == (10, 200)
     (spike,) = examine(read_run(RUNS / "trainer-spike"))
     assert spike.steps == (110,) and "look at the batches of steps 101 to 110" in spike.sentence
+    (peak,) = examine(read_run(RUNS / "spike-at-the-peak"))
+    assert peak.steps == (125,) and peak.sentence.endswith("(4.23 → 4.53): the learning rate was at its peak of 0.0697")
+    (gradient,) = examine(read_run(RUNS / "trainer-spike-of-the-gradient"))
+    assert gradient.steps == (110,) and gradient.sentence.endswith("the gradient norm went from 0.51 to 6.2")
     (masked,) = examine(read_run(RUNS / "trainer-masked"))
     assert masked.severity == "warning" and masked.steps[0] == 50 and "8 of about 20" in masked.sentence
 

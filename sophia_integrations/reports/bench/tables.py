@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..markdown import table
+
 
 def as_text(found: dict[str, Any]) -> str:
     """Markdown: the machine, the title, and a table of the rows."""
@@ -18,10 +20,7 @@ def as_text(found: dict[str, Any]) -> str:
         "",
     ]
     header = list(found["rows"][0])
-    cells = [[_cell(row[name]) for name in header] for row in found["rows"]]
-    widths = [max(len(text) for text in column) for column in zip(header, *cells, strict=True)]
-    for row in (header, ["-" * width for width in widths], *cells):
-        lines.append("| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |")
+    lines += table([header, *([_cell(row[name]) for name in header] for row in found["rows"])])
     return "\n".join(lines)
 
 

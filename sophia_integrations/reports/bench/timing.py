@@ -6,24 +6,25 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ... import __version__
 
 
 def seconds_of(run: Callable[[], object], device: str) -> float:
     """Wall-clock time of one call, the work on a GPU included."""
+    wait = _nothing
     if device == "cuda":
-        torch.cuda.synchronize()
+        import torch
+
+        wait = torch.cuda.synchronize
+    wait()
     started = time.perf_counter()
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - started
 
 
@@ -36,7 +37,7 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, device: str)
     return seconds
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios of pairs that were measured side by side."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
@@ -48,6 +49,8 @@ def sums(seconds: list[float], length: int) -> list[float]:
 
 def environment(device: str) -> dict[str, Any]:
     """Device, threads and versions."""
+    import torch
+
     versions = {"sophia-integrations": __version__, "python": platform.python_version()}
     for package in ("torch", "triton", "transformers", "sophia-opt", "pytorch_optimizer"):
         try:
@@ -61,6 +64,10 @@ def environment(device: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": versions,
     }
+
+
+def _nothing() -> None:
+    pass
 
 
 def _processor() -> str:

@@ -74,7 +74,7 @@ def learning_rate(run: Run) -> Iterator[Finding]:
 
 def gradient_clipping(run: Run) -> Iterator[Finding]:
     """Every gradient is clipped, so that none has a length of its own."""
-    most = _clip(run)
+    most = run.max_grad_norm
     norms = {step: norm for step, norm in run.series("grad_norm").items() if step > run.warmup_end}
     if not most or len(norms) < SPIKE_WINDOW:
         return
@@ -194,7 +194,7 @@ def _before(run: Run, step: int, before: int) -> list[str]:
 def _calmer(run: Run, step: int) -> tuple[Edit, ...]:
     """Against a spike: a clip near the usual gradient norm where there is none near it, half the rate at its peak."""
     norms = [norm for s, norm in run.series("grad_norm").items() if s < step]
-    most, rate = _clip(run), _peak(run)
+    most, rate = run.max_grad_norm, _peak(run)
     edits = []
     if norms and run.recipe.found and (not most or most > 3 * median(norms)):
         edits.append(run.recipe.edit("max_grad_norm", _digit(1.5 * median(norms), up=True)))
@@ -216,12 +216,6 @@ def _diverged(run: Run) -> str:
     if last - best > (first - best) / 2:
         return f"the loss fell from {first:.4g} to {best:.4g} and rose to {last:.4g} again"
     return ""
-
-
-def _clip(run: Run) -> float | None:
-    """The norm that gradients are clipped to; None where they are not, or nothing says."""
-    most = run.recipe.value("max_grad_norm")
-    return 1.0 if most is None and run.recipe.found and not run.recipe.lightning else most  # as in TrainingArguments
 
 
 def _peak(run: Run) -> float | None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
+from ...recipes.running.run_folder import write_text
 from .dials import Settings, dials_of
 from .figure import draw
 from .judge import Judged, judge
-from .price import Price, measure, short_run
+from .price import Price, measure
 from .progress import Progress, in_words
 from .protocol import Protocol, read_protocol, to_yaml
 from .result import Result, to_json
@@ -59,7 +60,7 @@ def compare(
     lightning = "" if sides[0].settings.get("framework") == "hf" else "-lightning"
     folder = Path("runs") / f"compare-{Path(recipe).stem}{lightning}"
     (folder / checked.judge).mkdir(parents=True, exist_ok=True)
-    (folder / checked.judge / "protocol.yaml").write_text(to_yaml(checked), encoding="utf-8")
+    write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))
     progress = Progress(say)
     try:
         comparison = _Comparison(folder, sides, checked, progress, time_limit)
@@ -89,12 +90,10 @@ class _Comparison:
         self.reference = "adamw" if any(side.name == "adamw" for side in sides[1:]) else sides[1].name
 
     def measure(self) -> None:
-        """A short run of each side."""
-        for side in self.sides:
-            settings, _ = short_run(side)
-            self.progress.begin(f"{side.name} measured", dials_of(settings).length(settings)[0] or 1, 0.0)
-            self.prices[side.name] = measure(self.runs, side)
-            self.progress.end()
+        """What a step of each side costs."""
+        self.progress.begin("a step of each is measured", 1, 0.0)
+        self.prices = measure(self.sides, self.runs.folder, self.progress.say)
+        self.progress.end()
 
     def plan(self) -> str:
         """How many runs and how long; those that have ended before are among them."""
@@ -158,9 +157,9 @@ class _Comparison:
 
 
 def _report(folder: Path, result: Result, say: Callable[[str], object]) -> None:
-    (folder / "compare.json").write_text(to_json(result), encoding="utf-8")
+    write_text(folder / "compare.json", to_json(result))
     table = to_markdown(result)
-    (folder / "compare.md").write_text(table, encoding="utf-8")
+    write_text(folder / "compare.md", table)
     draw(result, folder / "compare.png")
     say(table)
     say(f"Everything is in {folder}: compare.md, compare.json, compare.png, protocol.yaml; the runs are beside it")

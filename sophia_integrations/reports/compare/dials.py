@@ -48,8 +48,8 @@ class Dials(Protocol):
     def with_horizon(self, settings: Settings, share: float) -> Settings:
         """A run of that share of the length, its whole schedule with it."""
 
-    def measured(self, settings: Settings, steps: int) -> Settings:
-        """A short run of which only the time is wanted: evaluated at its end alone, without checkpoints."""
+    def measured(self, settings: Settings, steps: int, logs: int) -> Settings:
+        """A short run of which only the time is wanted: logged every `logs` steps, evaluated at its end alone."""
 
     def length(self, settings: Settings) -> tuple[int | None, float | None]:
         """Optimizer steps, or where they follow from them, epochs."""
@@ -127,10 +127,12 @@ class _HfDials:
                 more[key] = scaled(more[key], share)
         return new
 
-    def measured(self, settings: Settings, steps: int) -> Settings:
+    def measured(self, settings: Settings, steps: int, logs: int) -> Settings:
         new = copy.deepcopy(settings)
         training = new["training"]
-        training.update(max_steps=steps, eval_strategy="steps", eval_steps=steps, save_strategy="no", logging_steps=1)
+        training.update(
+            max_steps=steps, eval_strategy="steps", eval_steps=steps, save_strategy="no", logging_steps=logs
+        )
         for key in ("warmup_steps", "warmup_ratio", "lr_scheduler_kwargs", "eval_delay", "save_steps"):
             training.pop(key, None)
         training["lr_scheduler_type"] = "linear"
@@ -225,10 +227,10 @@ class _LightningDials:
             arguments["warmup_steps"] = scaled(arguments["warmup_steps"], share)
         return new
 
-    def measured(self, settings: Settings, steps: int) -> Settings:
+    def measured(self, settings: Settings, steps: int, logs: int) -> Settings:
         new = copy.deepcopy(settings)
         new["trainer"].update(
-            max_steps=steps, val_check_interval=steps, check_val_every_n_epoch=None, log_every_n_steps=1
+            max_steps=steps, val_check_interval=steps, check_val_every_n_epoch=None, log_every_n_steps=logs
         )
         new["model"]["init_args"]["warmup_steps"] = 0
         groups = new["model"]["init_args"].get("groups")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..bench.timing import ratio
 from .fit import Interval, PowerLaw, StepRatio, log_interval, mean_interval, step_ratio
 from .price import Price
 from .protocol import Protocol
@@ -36,13 +37,18 @@ class Judged:
 
     @property
     def step_seconds(self) -> float:
-        """Of its runs, the mean; NaN where too little was logged."""
-        return _mean([run.step_seconds for runs in self.finals.values() for run in runs])
+        """NaN where it was not measured."""
+        return self.price.step if self.price is not None else math.nan
 
     @property
     def pass_seconds(self) -> float:
         """Of a step, in Hessian passes."""
-        return _mean([run.step_seconds * run.pass_share for runs in self.finals.values() for run in runs])
+        return self.step_seconds * _mean([run.pass_share for runs in self.finals.values() for run in runs])
+
+    @property
+    def clipped(self) -> float:
+        """Share of the logged steps of its runs whose gradient was clipped; NaN where nothing says."""
+        return _mean([run.clipped for runs in self.finals.values() for run in runs])
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,9 @@ def judge(protocol: Protocol, reference: Judged, other: Judged) -> Verdict:
         name=other.name,
         difference=difference,
         steps=found.ratio,
-        tokens=_times(found, _per_step(there, "tokens") / _per_step(here, "tokens"), len(here), protocol),
-        flops=_times(found, _flops(other) / _flops(reference), len(here), protocol),
-        seconds=_times(found, other.step_seconds / reference.step_seconds, len(here), protocol, _jitter(here, there)),
+        tokens=_times(found, _per_step(there, "tokens") / _per_step(here, "tokens"), 0.0, len(here), protocol),
+        flops=_times(found, _flops(other) / _flops(reference), 0.0, len(here), protocol),
+        seconds=_times(found, *_time_ratio(other.price, reference.price), len(here), protocol),
         bound=found.bound,
         equivalent=(found.equivalent, found.steps),
         law=found.law,
@@ -161,7 +167,7 @@ def _headline(protocol: Protocol, reference: Judged, verdict: Verdict) -> str:
     )
 
 
-def _times(found: StepRatio, factor: float, n: int, protocol: Protocol, jitter: float = 0.0) -> Interval:
+def _times(found: StepRatio, factor: float, jitter: float, n: int, protocol: Protocol) -> Interval:
     """A ratio of steps as one of something that each step takes, whose own relative standard error is `jitter`."""
     value = found.ratio.value * factor
     if not found.samples or not math.isfinite(value):
@@ -170,11 +176,13 @@ def _times(found: StepRatio, factor: float, n: int, protocol: Protocol, jitter: 
     return log_interval(value, samples, n, protocol.confidence, math.hypot(found.missed, jitter))
 
 
-def _jitter(here: Sequence[Run], there: Sequence[Run]) -> float:
-    """Relative standard error, over the seeds, of the ratio of step times."""
-    logs = [math.log(b.step_seconds / a.step_seconds) for a, b in zip(here, there, strict=True)
-            if a.step_seconds > 0 and b.step_seconds > 0]  # fmt: skip
-    return float(np.std(logs, ddof=1)) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+def _time_ratio(price: Price | None, reference: Price | None) -> tuple[float, float]:
+    """Of the times of a step, from turns that were measured side by side, and its relative standard error."""
+    if price is None or reference is None or not price.together:
+        return math.nan, 0.0
+    logs = np.log(price.turns) - np.log(reference.turns)
+    of_median = math.sqrt(math.pi / 2 / len(logs))  # in standard deviations
+    return ratio(price.turns, reference.turns), of_median * float(np.std(logs, ddof=1)) if len(logs) > 1 else 0.0
 
 
 def _losses(finals: Finals) -> dict[int, list[float]]:

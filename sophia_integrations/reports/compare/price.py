@@ -1,17 +1,33 @@
-"""What a step of each optimizer costs, from one short run of it: seconds for the plan, operations for the verdict."""
+"""What a step of each optimizer costs on this machine: seconds, operations and memory, from one short run of each.
+
+The runs are processes that take turns, some steps of one, then of the next: what else the machine does meanwhile slows
+all of them, and what is compared was timed side by side.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import math
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from ...errors import UserError
+from ...recipes.running.events import read_metrics
+from ...recipes.running.run_folder import write_text
+from ..bench.timing import in_turns
+from ..run_folder import read_json
 from .dials import Settings, dials_of
 from .rivals import Side
-from .run import read_events
-from .runs import Runs
+from .runs import digest
+from .short_run import ShortRun
 
-_WARM = 5
-"""Steps before anything is measured."""
+TURNS = 5
+"""That are timed, each as long as a Hessian interval; one before them warms up, in one after them operations count."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +35,29 @@ class Price:
     """Of one optimizer on this machine.
 
     Attributes:
-        step: seconds of an optimizer step.
+        turns: seconds of an optimizer step, the mean of each turn.
         once: seconds of a run besides its steps and further evaluations.
         evaluation: seconds.
         steps_per_epoch: of the recipe.
         flops: multiply-adds of matrix products, times two, in a step; None where they could not be counted.
         pass_flops: of these, what Hessian passes took.
+        state_bytes: of the optimizer's state, for each trained parameter.
+        together: whether the turns alternated with those of the others.
     """
 
-    step: float
-    once: float
-    evaluation: float
-    steps_per_epoch: float
-    flops: float | None
-    pass_flops: float | None
+    turns: tuple[float, ...]
+    once: float = 0.0
+    evaluation: float = 0.0
+    steps_per_epoch: float = math.nan
+    flops: float | None = None
+    pass_flops: float | None = None
+    state_bytes: float | None = None
+    together: bool = True
+
+    @property
+    def step(self) -> float:
+        """Seconds of an optimizer step."""
+        return statistics.median(self.turns)
 
     def steps(self, settings: Settings) -> int:
         """How many steps a run has."""
@@ -46,36 +71,60 @@ class Price:
         return self.once + steps * self.step + (evaluations - 1) * self.evaluation
 
 
-def short_run(side: Side) -> tuple[Settings, tuple[int, int]]:
-    """The recipe of the run that is measured, and the optimizer steps whose operations are counted in it.
+def measure(sides: Sequence[Side], folder: Path, say: Callable[[str], object]) -> dict[str, Price]:
+    """Measures all sides, or finds what was measured of the same ones before.
 
-    Counting slows a run down, so the time is that of as many steps before.
+    Where they cannot train at the same time, for lack of memory perhaps, each is measured by itself.
+
+    Args:
+        sides: all of a comparison.
+        folder: of its runs.
+        say: receives a line for the reader.
+
+    Raises:
+        UserError: one of them does not train.
     """
-    dials = dials_of(side.settings)
-    period = dials.interval(side.settings)
-    steps = _WARM + 2 * period + 1
-    return dials.measured(side.settings, steps), (_WARM + period, _WARM + 2 * period)
+    record = folder / f"measured-{digest([side.settings for side in sides])}.json"
+    found = read_json(record).get("prices")
+    if found is None:
+        place = folder / "measured"
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            prices = _measure(sides, place)
+        except UserError:
+            say("The optimizers cannot train at the same time here, so each is measured by itself.")
+            apart = (_measure([side], place)[0] for side in sides)
+            prices = [dataclasses.replace(price, together=False) for price in apart]
+        shutil.rmtree(place)
+        found = [dataclasses.asdict(price) for price in prices]
+        write_text(record, json.dumps({"prices": found}, indent=1) + "\n")
+    return {
+        side.name: Price(**{**price, "turns": tuple(price["turns"])}) for side, price in zip(sides, found, strict=True)
+    }
 
 
-def measure(runs: Runs, side: Side) -> Price:
-    """Executes or finds the short run of a side."""
-    settings, window = short_run(side)
-    run = runs.get(settings, f"{side.name} measured", window)
-    events = read_events(run.folder)
-    trained = {event["step"]: event for event in events if "loss" in event}
-    at, until = (trained.get(step, {}).get("seconds", math.nan) for step in (_WARM, window[0]))
-    step = (until - at) / (window[0] - _WARM)
+def _measure(sides: Sequence[Side], folder: Path) -> list[Price]:
+    with contextlib.ExitStack() as processes:
+        runs = []
+        for number, side in enumerate(sides):
+            runs.append(processes.enter_context(contextlib.closing(ShortRun(side, folder / str(number), TURNS))))
+            runs[-1].begin()
+        turns = {str(number): run.turn for number, run in enumerate(runs)}
+        seconds = in_turns(turns, TURNS, "cpu")  # where there is a GPU, each process waits for it by itself
+        return [_price(run, own) for run, own in zip(runs, seconds.values(), strict=True)]
+
+
+def _price(run: ShortRun, seconds: Sequence[float]) -> Price:
+    run.end()
+    turns = tuple(each / run.period for each in seconds)
+    events = read_metrics(run.place / "metrics.jsonl")
     ends = [event["seconds"] for event in events if event["step"] == run.steps]
-    evaluation = ends[-1] - ends[0] if len(ends) > 1 else 0.0
-    if not math.isfinite(step) or step <= 0:
-        step = events[-1]["seconds"] / run.steps
-    epoch = events[-1].get("epoch") or 0.0
-    counted = runs.flops(settings)
+    besides = run.beginning + run.ending - 2 * run.period * statistics.median(turns)
+    epoch = events[-1].get("epoch")
     return Price(
-        step=step,
-        once=max(0.0, runs.seconds(settings) - run.steps * step),
-        evaluation=evaluation,
+        turns=turns,
+        once=max(0.0, besides),
+        evaluation=ends[-1] - ends[0] if len(ends) > 1 else 0.0,
         steps_per_epoch=run.steps / epoch if epoch else math.nan,
-        flops=counted.get("flops"),
-        pass_flops=counted.get("pass_flops"),
+        **read_json(run.costs),
     )

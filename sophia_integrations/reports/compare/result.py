@@ -80,6 +80,9 @@ def to_json(result: Result) -> str:
             "crosses_at_step": result.crossing(judged),
             "seconds_per_step": judged.step_seconds,
             "pass_seconds_per_step": judged.pass_seconds,
+            "seconds_per_step_of_turns": price.turns if price else None,
+            "clipped_share": judged.clipped,
+            "state_bytes_per_parameter": price.state_bytes if price else None,
             "flops_per_step": price.flops if price else None,
             "pass_flops_per_step": price.pass_flops if price else None,
         }
@@ -101,7 +104,7 @@ def _trial(trial: Any) -> dict[str, Any]:
 
 def _run(run: Run) -> dict[str, Any]:
     found = {"run": run.folder.name, "loss": run.loss, "steps": run.steps, "tokens": run.tokens}
-    return {**found, "seconds_per_step": run.step_seconds, **({"why": run.why} if run.why else {})}
+    return {**found, "clipped_share": run.clipped, **({"why": run.why} if run.why else {})}
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

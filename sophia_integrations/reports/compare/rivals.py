@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, nearest
 from .dials import OURS, Settings, dials_of, load, optim_args, rounded, set_optim_args
 
 _OWN = "sophia_integrations.reports.compare.optimizers"
@@ -116,8 +115,8 @@ def sides_of(recipe: str, against: Sequence[str]) -> list[Side]:
             side = Side(Path(word).stem, dials_of(other).prepare(other), f"the recipe {word}")
             _require_same_task(own, side.settings, word)
         else:
-            near = difflib.get_close_matches(word, RIVALS, n=2, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            near = nearest(word, RIVALS, cutoff=0.4)
+            hint = f"did you mean {near}? " if near else ""
             raise UserError(f"--against {word}: {hint}Known: {', '.join(RIVALS)}, or the file of a recipe")
         number = sum(other.name.partition("#")[0] == side.name for other in sides) + 1
         sides.append(side if number == 1 else Side(f"{side.name}#{number}", side.settings, side.about))

@@ -1,10 +1,10 @@
-"""The table of a comparison: Markdown whose columns are padded, so that a terminal shows it as it stands."""
+"""What a comparison found, in Markdown: the headlines, the table, and what to know when reading it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from ..markdown import table
 from .dials import dials_of
 from .fit import Interval
 from .judge import Judged
@@ -14,7 +14,7 @@ _NOTHING = "–"
 
 
 def to_markdown(result: Result) -> str:
-    """The headlines, the table, and what to know when reading it."""
+    """All of it."""
     protocol, reference = result.protocol, result.reference.name
     lines = [f"# {result.recipe}: {', '.join(side.name for side in result.judged)}", "", f"`{result.command}`", ""]
     for verdict in result.verdicts:
@@ -24,10 +24,10 @@ def to_markdown(result: Result) -> str:
             lines.append(f"{verdict.name} against {reference}: no headline: {verdict.refusal}.")
     head = ["optimizer", "rate", "weight decay", "β₁", "tuning runs", "loss", f"− {reference}'s"]
     head += [f"{what} / {reference}'s" for what in ("steps", "tokens", "operations", "time")]
-    head += ["ms a step", "of it the pass", "rule and basis"]
+    head += ["ms a step", "of it the pass", "rule and basis", "clipped", "bytes of state"]
     rows = [_row(result, index, side) for index, side in enumerate(result.judged)]
-    used = [column for column in range(len(head)) if any(row[column] != _NOTHING for row in rows)]
-    lines += ["", *_aligned([[row[column] for column in used] for row in (head, *rows)]), ""]
+    used = [column for column in range(len(head)) if any(row[column] not in (_NOTHING, "") for row in rows)]
+    lines += ["", *table([[row[column] for column in used] for row in (head, *rows)]), ""]
     lines += [f"{_READ[protocol.judge]} Brackets: {protocol.confidence:.0%} intervals over seeds "
               f"{', '.join(map(str, protocol.seeds))}, none of which tuned anything."]  # fmt: skip
     if protocol.tuning.budget:
@@ -42,8 +42,10 @@ def to_markdown(result: Result) -> str:
         if lost:
             lines.append(f"Tuning runs that diverged, counted as runs: {', '.join(lost)}.")
     lines.append(
-        "Operations are those of matrix products, counted over a few steps; time leaves evaluations out; rule and "
-        f"basis is what remains of a step beside the pass, less {reference}'s."
+        "Operations are those of matrix products, counted over a few steps. "
+        + (_TIME if all(side.price and side.price.together for side in result.judged) else _NO_TIME)
+        + f" Rule and basis is what remains of a step beside the pass, less {reference}'s; clipped is the share of "
+        "logged gradients that were longer than max_grad_norm; the state is the optimizer's, for each parameter."
     )
     if len(result.versions) > 1:
         lines.append("Versions of packages changed between runs: compare.json lists them.")
@@ -55,6 +57,9 @@ _READ = {
     "half": "Loss: validation, in nats, at the end of the whole schedule: half the steps against all of them.",
     "fit": "Ratios are to the same loss, by a + b·T^−β through the reference's losses at its horizons.",
 }
+
+_TIME = "Time is that of steps, without evaluations, which the optimizers took in turns, side by side."
+_NO_TIME = "Time is not compared: the optimizers could not take their steps in turns on this machine."
 
 
 def _row(result: Result, index: int, side: Judged) -> list[str]:
@@ -77,7 +82,8 @@ def _row(result: Result, index: int, side: Judged) -> list[str]:
     row.append(_number(passes * 1000, 1) if passes else _NOTHING)
     rest = side.step_seconds - passes - (result.reference.step_seconds - result.reference.pass_seconds)
     row.append(_number(rest * 1000, 1) if side is not result.reference else _NOTHING)
-    return row
+    state = side.price.state_bytes if side.price else None
+    return [*row, f"{side.clipped:.0%}" if math.isfinite(side.clipped) else _NOTHING, _number(state or math.nan, 1)]
 
 
 def _interval(interval: Interval, digits: int, plus: bool = False) -> str:
@@ -92,9 +98,3 @@ def _interval(interval: Interval, digits: int, plus: bool = False) -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else _NOTHING
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
