@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import datasets
 
 _BATCH = 1000  # rows of a table written at once
+
+Notes = dict[str, Any]
+"""What is known of a table besides its rows, as JSON."""
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -68,26 +72,32 @@ def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str],
 def cached_table(
     name: str,
     features: datasets.Features,
-    rows: Callable[[], Iterable[dict[str, Any]]],
+    rows: Callable[[Notes], Iterable[dict[str, Any]]],
     say: Callable[[str], object],
-) -> datasets.Dataset:
-    """The table of the cache entry `name`, mapped from its file; in memory where the cache cannot be written.
+) -> tuple[datasets.Dataset, Notes]:
+    """The table of the cache entry `name`, mapped from its file, and its notes; in memory where it cannot be written.
 
     Args:
-        name: of the entry, without the ending ``.arrow``.
+        name: of the entry, without its endings ``.arrow`` and ``.json``.
         features: the columns.
-        rows: makes the rows; called again when writing fails.
+        rows: makes the rows, and notes meanwhile what is to be known of them; called again when writing fails.
         say: receives the lines for the reader.
     """
     import datasets
     import pyarrow as pa
 
-    path = cached_file(f"{name}.arrow", lambda aside: _write(aside, features, rows()), say)
+    def write(aside: Path) -> None:
+        notes: Notes = {}
+        _write(aside, features, rows(notes))
+        write_aside(cache_dir() / f"{name}.json", lambda file: file.write_text(json.dumps(notes), encoding="utf-8"))
+
+    path = cached_file(f"{name}.arrow", write, say)
     if path is None:
-        return table_in_memory(features, rows())
+        notes: Notes = {}
+        return table_in_memory(features, rows(notes)), notes
     try:
-        return datasets.Dataset.from_file(str(path))
-    except (OSError, pa.ArrowException):
+        return datasets.Dataset.from_file(str(path)), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, pa.ArrowException):
         say(f"Cache: {path} is damaged; making it again.")
         path.unlink(missing_ok=True)
     return cached_table(name, features, rows, say)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import UserError
+from ..tasks import TASKS
 
 PARTS = {
     "text": ("text",),
@@ -19,15 +20,13 @@ PARTS = {
 JSON = ("messages", "label")
 """The parts that are no plain text: a row that was checked holds them as JSON."""
 
-_BY_TASK = {"pretrain": "text", "masked-lm": "text", "classify": "classification", "seq2seq": "prompt-completion"}
-_FINETUNE = ("chat", "prompt-completion")
 _BROKEN = "holds half a character (bytes that are not UTF-8, or a lone surrogate)"
 
 
 def choose_format(
     task: str, given: str | None, names: Collection[str] | None, columns: Mapping[str, str] | None = None
 ) -> str:
-    """The format of the data: the one given, else the task's own; fine-tuning goes by the columns there are.
+    """The format of the data: the one given, else the last one of the task whose columns there are, else its first.
 
     Args:
         task: pretrain, finetune, classify, seq2seq or masked-lm.
@@ -36,8 +35,9 @@ def choose_format(
         columns: part to column, where they differ.
     """
     known = {*(names or ()), *(columns or {})}
-    fitting = (name for name in _FINETUNE if known.issuperset(PARTS[name]))
-    return given or _BY_TASK.get(task) or next(fitting, "text")
+    own, *others = TASKS[task].formats
+    fitting = (name for name in reversed(others) if known.issuperset(PARTS[name]))
+    return given or next(fitting, own)
 
 
 def choose_columns(

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .raw import RawRow, RawTable, file_keys, first_line, rows_of_files
+from ..errors import UserError, first_line
+from .raw import RawRow, RawTable, file_keys, rows_of_files
 
 
 def read_hub(hub: Mapping[str, str | None], split: str, streaming: bool = False) -> list[RawTable]:

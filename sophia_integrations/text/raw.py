@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .files import ROW_KINDS
 
 RawRow = dict[str, Any] | str
@@ -103,11 +103,6 @@ def rows_of_files(files: Iterable[str], kind: str, **options: Any) -> Iterator[t
                     yield f"{file}, row {number}", row
         except Exception as error:
             raise UserError(f"{file}: cannot be read as {kind}: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _is_lines(file: str) -> bool:

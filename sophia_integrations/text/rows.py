@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import formats
-from .cache import cached_table, digest
+from .cache import Notes, cached_table, digest
 from .raw import RawTable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_VERSION = "3"  # part of the key of every table: raise it when the same files become other rows
+_VERSION = "4"  # part of the key of every table: raise it when the same files become other rows
 _MANY = 100_000  # rows after which a reader is told how far it came
 
 
@@ -39,14 +39,14 @@ def row_table(
     import datasets
 
     def table(raw: RawTable) -> datasets.Dataset:
-        def rows() -> Iterator[Row]:
+        def rows(notes: Notes) -> Iterator[Row]:
             for number, row in enumerate(_rows(raw.files, raw, format, chosen), 1):
                 if number % _MANY == 0:
                     say(f"Rows: {number:,} of {raw.origin} are read …")
                 yield row
 
         key = digest([_VERSION, format, json.dumps(sorted(chosen.items())), *raw.key])
-        whole = cached_table(f"rows-{key[:32]}", row_features(format), rows, say)
+        whole, _ = cached_table(f"rows-{key[:32]}", row_features(format), rows, say)
         return whole if raw.cut is None else whole.select(_numbers(raw.cut, len(whole)))
 
     chosen = _columns(raws, format, columns)

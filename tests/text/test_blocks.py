@@ -12,7 +12,7 @@ from sophia_integrations.errors import UserError
 from sophia_integrations.text.layouts import joined
 from sophia_integrations.text.prepare import prepare
 from sophia_integrations.text.source import Source, Split, load_source
-from sophia_integrations.text.tokenizer import END_OF_TEXT, train_tokenizer
+from sophia_integrations.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def quiet(line: str) -> None:
 def test_the_tokenizer_learns_from_training_documents_only() -> None:
     train, held = ([{"text": text}] for text in ("aaaa bbbb " * 50, "zzzz " * 500))
     tokenizer = train_tokenizer(Source("text", Split(train), Split(held), "a and z"), 300, 2, quiet)
-    assert len(tokenizer) <= 300 and tokenizer.eos_token == END_OF_TEXT
+    assert len(tokenizer) <= 300 and tokenizer.eos_token == "<|endoftext|>"
     text = "def f(x):\n\treturn 'é €'\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer("bbbb").input_ids) < 4 and len(tokenizer("zzzz").input_ids) == 4
