@@ -73,6 +73,7 @@ def cached_table(
     name: str,
     features: datasets.Features,
     rows: Callable[[Notes], Iterable[dict[str, Any]]],
+    what: str,
     say: Callable[[str], object],
 ) -> tuple[datasets.Dataset, Notes]:
     """The table of the cache entry `name`, mapped from its file, and its notes; in memory where it cannot be written.
@@ -81,12 +82,14 @@ def cached_table(
         name: of the entry, without its endings ``.arrow`` and ``.json``.
         features: the columns.
         rows: makes the rows, and notes meanwhile what is to be known of them; called again when writing fails.
+        what: is done when they are made, for the reader.
         say: receives the lines for the reader.
     """
     import datasets
     import pyarrow as pa
 
     def write(aside: Path) -> None:
+        say(what)
         notes: Notes = {}
         _write(aside, features, rows(notes))
         write_aside(cache_dir() / f"{name}.json", lambda file: file.write_text(json.dumps(notes), encoding="utf-8"))
@@ -100,7 +103,7 @@ def cached_table(
     except (OSError, ValueError, pa.ArrowException):
         say(f"Cache: {path} is damaged; making it again.")
         path.unlink(missing_ok=True)
-    return cached_table(name, features, rows, say)
+    return cached_table(name, features, rows, what, say)
 
 
 def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:

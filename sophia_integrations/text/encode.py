@@ -18,36 +18,9 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+    from .tokens import Counts
+
 _BATCH = 64  # rows per call of the tokenizer
-
-
-@dataclass
-class Counts:
-    """What one split holds.
-
-    Attributes:
-        documents: files or rows, without empty ones.
-        bytes: of their text.
-        tokens: of all that is trained on; for seq2seq inputs and targets.
-        rows: blocks, packed rows or examples.
-        dropped_tokens: at the end of the text, where they fill no block.
-        empty: rows without text.
-        cut: examples cut to the block size.
-        left_out: examples without loss within the block size.
-        padding: tokens that only fill packed rows.
-        learned: labels that carry loss; None when all do.
-    """
-
-    documents: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    rows: int = 0
-    dropped_tokens: int = 0
-    empty: int = 0
-    cut: int = 0
-    left_out: int = 0
-    padding: int = 0
-    learned: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from ..tasks import TASKS
 from .bad_rows import Tally
 from .cache import digest
 from .collate import Mask, Pad, with_labels
-from .encode import Counts, Encoder
+from .encode import Encoder
 from .source import Source
 from .stream import Stream
 from .tokenizer import identity, padding
-from .tokens import token_table
+from .tokens import Counts, token_table
 
 if TYPE_CHECKING:
     import datasets

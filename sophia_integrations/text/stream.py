@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .bad_rows import HINT
-from .encode import Counts, Encoder
+from .encode import Encoder
 from .rows import Row
+from .tokens import Counts
 
 if TYPE_CHECKING:
     import datasets

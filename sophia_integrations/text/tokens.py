@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .bad_rows import Tally
 from .cache import Notes, cached_table
-from .encode import Counts, Encoder
-from .split import Split
+from .rows import Split
 
 if TYPE_CHECKING:
     import datasets
+
+    from .encode import Encoder
+
+
+@dataclass
+class Counts:
+    """What one split holds.
+
+    Attributes:
+        documents: files or rows, without empty ones.
+        bytes: of their text.
+        tokens: of all that is trained on; for seq2seq inputs and targets.
+        rows: blocks, packed rows or examples.
+        dropped_tokens: at the end of the text, where they fill no block.
+        empty: rows without text.
+        cut: examples cut to the block size.
+        left_out: examples without loss within the block size.
+        padding: tokens that only fill packed rows.
+        learned: labels that carry loss; None when all do.
+    """
+
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    rows: int = 0
+    dropped_tokens: int = 0
+    empty: int = 0
+    cut: int = 0
+    left_out: int = 0
+    padding: int = 0
+    learned: int | None = None
 
 
 def token_table(
@@ -34,12 +64,12 @@ def token_table(
     """
 
     def items(notes: Notes) -> Iterator[dict[str, Any]]:
-        say(f"Tokens: reading {len(split.rows):,} {encoder.things} …")
         counts, bad = Counts(bytes=split.bytes, empty=split.empty), Tally(len(split.rows))
         yield from encoder.items(split.rows, counts, bad.add)
         notes.update(counts=asdict(counts), bad=asdict(bad))
 
-    table, notes = cached_table(f"items-{key[:32]}-{name}", encoder.features, items, say)
+    what = f"Tokens: reading {len(split.rows):,} {encoder.things} …"
+    table, notes = cached_table(f"items-{key[:32]}-{name}", encoder.features, items, what, say)
     counts, bad = Counts(**notes["counts"]), Tally(**notes["bad"])
     bad.judge(bad_rows)
     size = encoder.block_size

@@ -79,9 +79,9 @@ def test_blocks_hold_every_token_in_order_and_count_the_tail(source: Source, tok
     )
 
 
-def test_blocks_drop_nothing_when_the_text_fits() -> None:
+def test_blocks_drop_only_what_fills_none() -> None:
     assert list(joined([[1, 2, 3], [], [4, 5, 6, 7, 8]], 4)) == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert list(joined([[1, 2, 3]], 4, [0], [9])) == [[0, 1, 2, 9], [0, 3, 9]]
+    assert list(joined([[1, 2, 3]], 4, [0], [9])) == [[0, 1, 2, 9]]
 
 
 def test_text_shorter_than_a_block_is_refused(source: Source, tokenizer: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
     first = prepare(source, tokenizer, block_size=32, say=said.append)
-    for path, rest in zip(sorted((tmp_path / "cache").glob("tokens-*.arrow")), (4, -2), strict=True):
+    for path, rest in zip(sorted((tmp_path / "cache").glob("items-*.arrow")), (4, -2), strict=True):
         whole = path.read_bytes()
         path.unlink()
         path.write_bytes(whole[:rest])
