@@ -171,16 +171,19 @@ class Encoder:
         return Example(ids[:size], labels[:size], len(ids) > size)
 
     def _texts(self, rows: Sequence[Row]) -> list[Example]:
-        if self.task != "masked-lm":
-            whole = [[*self._opening, *ids] for ids in self._ended(rows)]
-            return [self._causal(ids, [True] * len(ids)) for ids in whole]
+        if not TASKS[self.task].masks:
+            return self._continued([[]] * len(rows), self._plain(rows, "text"))
         first = [] if self.tokenizer.cls_token_id is None else [self.tokenizer.cls_token_id]
         cut = [self._closed([*first, *ids]) for ids in self._ended(rows)]
         return [Example(ids, ids, was_cut) for ids, was_cut in cut]
 
     def _prompt_completion(self, rows: Sequence[Row]) -> list[Example]:
+        return self._continued(self._plain(rows, "prompt"), self._plain(rows, "completion"))
+
+    def _continued(self, prompts: Iterable[list[int]], completions: Iterable[list[int]]) -> list[Example]:
+        """Examples in which only the completion and the token that ends it carry loss."""
         examples = []
-        for prompt, completion in zip(self._plain(rows, "prompt"), self._plain(rows, "completion"), strict=True):
+        for prompt, completion in zip(prompts, completions, strict=True):
             before, after = [*self._opening, *prompt], [*completion, separator(self.tokenizer)]
             examples.append(self._causal(before + after, [False] * len(before) + [True] * len(after)))
         return examples
