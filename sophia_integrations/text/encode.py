@@ -68,11 +68,6 @@ class Encoder:
             _require_template(tokenizer)
 
     @property
-    def things(self) -> str:
-        """What a row is called."""
-        return "documents" if self.layout == "blocks" else "examples"
-
-    @property
     def features(self) -> datasets.Features:
         """The columns of a table of items."""
         from datasets import Features, Sequence, Value

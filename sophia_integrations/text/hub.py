@@ -49,9 +49,8 @@ def _tables(
         data = datasets.load_dataset(place, name, split=wanted, revision=revision, streaming=streaming)
         files = [file["filename"] for file in getattr(data, "cache_files", [])]
         read = functools.partial(_numbered, data=data)
-        yield RawTable(
-            origin, [origin], read, [origin, *files], data.features or {}, cut=split if streaming else "train"
-        )
+        cut = split if streaming else None
+        yield RawTable(origin, [origin], read, [origin, *files], data.features or {}, cut=cut)
         return
     options: dict[str, Any] = {}
     if kind == "json":

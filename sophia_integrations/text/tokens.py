@@ -68,7 +68,7 @@ def token_table(
         yield from encoder.items(split.rows, counts, bad.add)
         notes.update(counts=asdict(counts), bad=asdict(bad))
 
-    what = f"Tokens: reading {len(split.rows):,} {encoder.things} …"
+    what = f"Tokens: reading {len(split.rows):,} {'documents' if encoder.layout == 'blocks' else 'examples'} …"
     table, notes = cached_table(f"items-{key[:32]}-{name}", encoder.features, items, what, say)
     counts, bad = Counts(**notes["counts"]), Tally(**notes["bad"])
     bad.judge(bad_rows)

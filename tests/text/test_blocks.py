@@ -114,6 +114,10 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     said.clear()
     assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
     assert sum("is damaged; making it again" in line for line in said) == 2
+    next((tmp_path / "cache").glob("items-*-train.json")).unlink()
+    said.clear()
+    assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
+    assert sum("is damaged; making it again" in line for line in said) == 1
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "file" / "cache"))
