@@ -6,6 +6,7 @@
     loader = DataLoader(data.train, batch_size=8, collate_fn=data.collate)  # data.collate, data.describe()
 
 Read in this order: ``raw.py`` (rows as they stand in files), ``rows.py`` (rows of one format, checked and split),
-``source.py`` (where they come from), ``encode.py`` (rows to items of tokens and labels), ``tokens.py`` and ``stream.py``
-(a table and a stream of items), ``prepare.py`` (all of it together).  Tables and streams are those of `datasets`.
+``source.py`` (where they come from), ``encode.py`` (rows to items of tokens and labels), ``tokens.py`` (a table of
+items) and ``stream.py`` (a stream of them), ``prepare.py`` (all of it together).  Tables and streams of rows are those
+of `datasets`.
 """

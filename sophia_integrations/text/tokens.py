@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .bad_rows import Tally
-from .cache import Notes, cached_table
+from .cache import Notes, cached_table, digest
 from .rows import Split
 
 if TYPE_CHECKING:
     import datasets
 
     from .encode import Encoder
+
+
+_VERSION = "4"  # part of every name in the cache: raise it when the same tokens are kept in another way
 
 
 @dataclass
@@ -69,7 +72,7 @@ def token_table(
         notes.update(counts=asdict(counts), bad=asdict(bad))
 
     what = f"Tokens: reading {len(split.rows):,} {'documents' if encoder.layout == 'blocks' else 'examples'} …"
-    table, notes = cached_table(f"items-{key[:32]}-{name}", encoder.features, items, what, say)
+    table, notes = cached_table(f"tokens-{digest([_VERSION, key])[:32]}-{name}", encoder.features, items, what, say)
     counts, bad = Counts(**notes["counts"]), Tally(**notes["bad"])
     bad.judge(bad_rows)
     size = encoder.block_size

@@ -107,14 +107,14 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
     first = prepare(source, tokenizer, block_size=32, say=said.append)
-    for path, rest in zip(sorted((tmp_path / "cache").glob("items-*.arrow")), (4, -2), strict=True):
+    for path, rest in zip(sorted((tmp_path / "cache").glob("tokens-*.arrow")), (4, -2), strict=True):
         whole = path.read_bytes()
         path.unlink()
         path.write_bytes(whole[:rest])
     said.clear()
     assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
     assert sum("is damaged; making it again" in line for line in said) == 2
-    next((tmp_path / "cache").glob("items-*-train.json")).unlink()
+    next((tmp_path / "cache").glob("tokens-*-train.json")).unlink()
     said.clear()
     assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
     assert sum("is damaged; making it again" in line for line in said) == 1

@@ -254,7 +254,7 @@ def test_a_second_time_comes_from_the_cache(
     assert made(block_size=9, packing=True)[0] != []  # counted anew, for its own digest
     words.add_tokens(["more"])
     assert made(block_size=9)[0] != []
-    for path in (tmp_path / "cache").glob("items-*.arrow"):
+    for path in (tmp_path / "cache").glob("tokens-*.arrow"):
         path.write_bytes(path.read_bytes()[:100])
     said, data = made(block_size=9)
     assert sum("is damaged; making it again" in line for line in said) == 2 and len(data.train) == 1
