@@ -1,17 +1,14 @@
-"""A folder of results that can be made again: found by content, written aside and then renamed."""
+"""Files and tables that can be made again, kept in the cache: one process makes an entry, others wait for it."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cache import cache_dir
+from ..cache import cache_dir, write_aside
 
 if TYPE_CHECKING:
     import datasets
@@ -20,31 +17,6 @@ _BATCH = 1000  # rows of a table written at once
 
 Notes = dict[str, Any]
 """What is known of a table besides its rows, as JSON."""
-
-
-def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256, in hexadecimal, of a sequence of texts; different splits of the same text differ."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "big"))
-        total.update(data)
-    return total.hexdigest()
-
-
-def write_aside(target: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `target`, then renames it: a reader sees all of it or nothing.
-
-    Raises `OSError` when the folder cannot be written; nothing is left behind then.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> Path | None:

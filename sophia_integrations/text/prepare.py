@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import default_collate
 
+from ..cache import digest
 from ..errors import UserError
 from ..tasks import TASKS
 from .bad_rows import Tally
-from .cache import digest
 from .collate import Mask, Pad, with_labels
 from .encode import Encoder
 from .source import Source

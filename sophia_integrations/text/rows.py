@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache import digest
 from . import formats
 from .bad_rows import Tally
-from .cache import cached_table, digest
+from .cache import cached_table
 from .raw import RawTable
 
 if TYPE_CHECKING:

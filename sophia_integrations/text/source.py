@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..cache import digest
 from ..errors import UserError, needs
 from . import formats
 from .bad_rows import Tally, require_action
-from .cache import digest, table_in_memory
+from .cache import table_in_memory
 from .files import read_files, standard_library
 from .hub import read_hub
 from .raw import RawTable

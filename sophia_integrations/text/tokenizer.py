@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..cache import digest
 from ..errors import UserError, first_line
 from ..tasks import TASKS
-from .cache import cached_file, digest
+from .cache import cached_file
 
 if TYPE_CHECKING:
     import tokenizers

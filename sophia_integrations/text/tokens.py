@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..cache import digest
 from ..errors import UserError
 from .bad_rows import Tally
-from .cache import Notes, cached_table, digest
+from .cache import Notes, cached_table
 from .rows import Split
 
 if TYPE_CHECKING:
