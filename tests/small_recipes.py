@@ -71,7 +71,7 @@ def small_model(settings: dict[str, Any], place: Path) -> dict[str, Any]:
     """The model section: a small config, or small weights of the same family with the section's other keys."""
     import transformers
 
-    from sophia_integrations.recipes.tasks import TASKS
+    from sophia_integrations.tasks import TASKS
 
     model = dict(settings["model"])
     if "config" in model:

@@ -10,6 +10,7 @@ ROWS = {
     "cache": 0,
     "errors": 0,
     "ranges": 0,
+    "tasks": 0,
     "optim": 1,
     "curvature": 2,
     "models": 2,

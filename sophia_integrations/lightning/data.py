@@ -140,9 +140,7 @@ class TextDataModule(LightningDataModule):
         if self.prepared is not None:
             return
         with _cache(self.cache_dir):
-            source = load_source(task=self.task, **self.source)
-            if source.skipped:
-                self.say(f"Skipping {len(source.skipped)} files that are not text in their declared encoding.")
+            source = load_source(task=self.task, **self.source, say=self.say)
             if self.tokenizer is None:
                 tokenizer = train_tokenizer(source, self.vocab_size, self.min_frequency, self.say)
             else:

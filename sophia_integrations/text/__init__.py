@@ -5,8 +5,8 @@
     data = prepare(source, tokenizer, block_size=1024, packing=True)   # prepare.py: data.train, data.validation,
     loader = DataLoader(data.train, batch_size=8, collate_fn=data.collate)  # data.collate, data.describe()
 
-Read in this order: ``raw.py`` (rows as they stand in files), ``rows.py`` (rows of one format, checked), ``source.py``
-(two splits of them), ``encode.py`` (a row to tokens and labels), ``layouts.py`` (tokens in rows of one length),
-``tokens.py`` and ``stream.py`` (the data sets), ``prepare.py`` (all of it together).  Tables and streams of rows and of
-tokens are those of the `datasets` library.
+Read in this order: ``raw.py`` (rows as they stand in files), ``rows.py`` (rows of one format, checked and split),
+``source.py`` (where they come from), ``encode.py`` (rows to items of tokens and labels), ``tokens.py`` (a table of
+items) and ``stream.py`` (a stream of them), ``prepare.py`` (all of it together).  Tables and streams of rows are those
+of `datasets`.
 """

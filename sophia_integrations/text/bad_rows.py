@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from ..errors import UserError
-
-BadRows = Literal["error", "skip"]
-"""What to do about them: refuse the data, saying how many there are and where; or leave them out and count them."""
 
 HINT = "data.bad_rows: skip leaves such rows out"
 _SHOWN = 3
 
 
 def require_action(action: str) -> None:
-    """Raises `ValueError` unless `action` is "error" or "skip"."""
-    if action not in get_args(BadRows):
+    """Raises `ValueError` unless `action` is "error" (refuse the data) or "skip" (leave them out and count them)."""
+    if action not in ("error", "skip"):
         raise ValueError(f'bad_rows must be "error" or "skip", got {action!r}')
 
 

@@ -1,46 +1,22 @@
-"""A folder of results that can be made again: found by content, written aside and then renamed."""
+"""Files and tables that can be made again, kept in the cache: one process makes an entry, others wait for it."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-import tempfile
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cache import cache_dir
+from ..cache import cache_dir, write_aside
 
 if TYPE_CHECKING:
     import datasets
 
 _BATCH = 1000  # rows of a table written at once
 
-
-def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256, in hexadecimal, of a sequence of texts; different splits of the same text differ."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "big"))
-        total.update(data)
-    return total.hexdigest()
-
-
-def write_aside(target: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `target`, then renames it: a reader sees all of it or nothing.
-
-    Raises `OSError` when the folder cannot be written; nothing is left behind then.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+Notes = dict[str, Any]
+"""What is known of a table besides its rows, as JSON."""
 
 
 def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str], object]) -> Path | None:
@@ -68,29 +44,38 @@ def cached_file(name: str, write: Callable[[Path], object], say: Callable[[str],
 def cached_table(
     name: str,
     features: datasets.Features,
-    rows: Callable[[], Iterable[dict[str, Any]]],
+    rows: Callable[[Notes], Iterable[dict[str, Any]]],
+    what: str,
     say: Callable[[str], object],
-) -> datasets.Dataset:
-    """The table of the cache entry `name`, mapped from its file; in memory where the cache cannot be written.
+) -> tuple[datasets.Dataset, Notes]:
+    """The table of the cache entry `name`, mapped from its file, and its notes; in memory where it cannot be written.
 
     Args:
-        name: of the entry, without the ending ``.arrow``.
+        name: of the entry, without its endings ``.arrow`` and ``.json``.
         features: the columns.
-        rows: makes the rows; called again when writing fails.
+        rows: makes the rows, and notes meanwhile what is to be known of them; called again when writing fails.
+        what: is done when they are made, for the reader.
         say: receives the lines for the reader.
     """
     import datasets
     import pyarrow as pa
 
-    path = cached_file(f"{name}.arrow", lambda aside: _write(aside, features, rows()), say)
+    def write(aside: Path) -> None:
+        say(what)
+        notes: Notes = {}
+        _write(aside, features, rows(notes))
+        write_aside(cache_dir() / f"{name}.json", lambda file: file.write_text(json.dumps(notes), encoding="utf-8"))
+
+    path = cached_file(f"{name}.arrow", write, say)
     if path is None:
-        return table_in_memory(features, rows())
+        notes: Notes = {}
+        return table_in_memory(features, rows(notes)), notes
     try:
-        return datasets.Dataset.from_file(str(path))
-    except (OSError, pa.ArrowException):
+        return datasets.Dataset.from_file(str(path)), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, pa.ArrowException):
         say(f"Cache: {path} is damaged; making it again.")
         path.unlink(missing_ok=True)
-    return cached_table(name, features, rows, say)
+    return cached_table(name, features, rows, what, say)
 
 
 def table_in_memory(features: datasets.Features, rows: Iterable[dict[str, Any]]) -> datasets.Dataset:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..errors import first_line
 from .rows import Row
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def chat_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
     messages = [
         {key: value for key, value in message.items() if value is not None} for message in json.loads(row["messages"])
     ]
-    if re.search(r"\{%-?\s*generation\s*-?%\}", _template(tokenizer)):
+    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
         encoded = _apply(tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
     text, spans = _rendered(messages, tokenizer)
@@ -68,15 +69,10 @@ def _end_of_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(bare) if any(bare.endswith(token) for token in tokenizer.all_special_tokens) else len(text)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.get_chat_template()
-
-
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> Any:
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(messages, **{"tokenize": False, **options})
     except (TemplateError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Unfit(f"the tokenizer's chat template refuses this conversation: {reason}") from None
+        raise Unfit(f"the tokenizer's chat template refuses this conversation: {first_line(error)}") from None

@@ -1,20 +1,24 @@
-"""Rows to examples of tokens: what a model reads, and which of its predictions carry loss; never more than a row."""
+"""Rows to items of tokens: what a model reads, and which of its predictions carry loss, counted on the way."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..tasks import TASKS
 from .chat import Unfit, chat_tokens
-from .layouts import IGNORED
+from .layouts import IGNORED, joined, packed
 from .rows import Row
-from .tokenizer import separator
+from .tokenizer import padding, separator
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
+
+    from .tokens import Counts
 
 _BATCH = 64  # rows per call of the tokenizer
 
@@ -36,13 +40,14 @@ class Example:
 
 
 class Encoder:
-    """Makes the examples of one format for one task.
+    """Makes the items of one format for one task.
 
     Args:
         format: text, prompt-completion, chat or classification.
         task: pretrain, finetune, classify, seq2seq or masked-lm.
         tokenizer: the run's.
-        block_size: tokens of an example at most; the rest is cut off.
+        block_size: tokens of an item at most; the rest of an example is cut off.
+        layout: "blocks" (text joined and cut), "packed" (whole examples) or "rows" (one example each).
         label_numbers: the number of each label of a classification.
     """
 
@@ -52,36 +57,91 @@ class Encoder:
         task: str,
         tokenizer: PreTrainedTokenizerBase,
         block_size: int,
+        layout: str = "rows",
         label_numbers: Mapping[str, int] | None = None,
     ) -> None:
         self.format, self.task, self.tokenizer, self.block_size = format, task, tokenizer, block_size
-        self.label_numbers = label_numbers or {}
+        self.layout, self.label_numbers = layout, label_numbers or {}
         opening = tokenizer("").input_ids[:1]
         self._opening = opening if opening == [tokenizer.bos_token_id] else []
         if format == "chat":
             _require_template(tokenizer)
 
     @property
-    def frame(self) -> tuple[list[int], list[int]]:
+    def features(self) -> datasets.Features:
+        """The columns of a table of items."""
+        from datasets import Features, Sequence, Value
+
+        if self.layout == "blocks":
+            return Features({"input_ids": Sequence(Value("uint16" if len(self.tokenizer) <= 2**16 else "uint32"))})
+        ids = Sequence(Value("int32"))
+        if self.layout == "packed":
+            return Features({"input_ids": ids, "labels": ids, "position_ids": ids})
+        return Features({"input_ids": ids, "labels": Value("int64") if self.format == "classification" else ids})
+
+    def items(self, rows: Iterable[Row], counts: Counts, refuse: Callable[[str], object]) -> Iterator[dict[str, Any]]:
+        """Rows of tokens in their layout: ``{"input_ids": [block_size]}``, or of examples ``{"input_ids": [tokens],
+        "labels": [labels]}``, or those of `packed`; of a classification, `labels` is one number.
+
+        Args:
+            rows: without bad and empty ones; they may be endless.
+            counts: grows with what is read and made.
+            refuse: receives a sentence for each conversation that the chat template does not take.
+        """
+        size, frame = self.block_size, self._frame
+        if self.layout == "blocks":
+            items = ({"input_ids": ids} for ids in joined(self._documents(rows, counts), size, *frame))
+        elif self.layout == "packed":
+            items = packed(self._examples(rows, counts, refuse), size, padding(self.tokenizer))
+        else:
+            items = ({"input_ids": ids, "labels": y} for ids, y in self._examples(rows, counts, refuse))
+        for item in items:
+            counts.rows += 1
+            yield item
+        if self.layout == "blocks":
+            counts.dropped_tokens = counts.tokens - counts.rows * (size - sum(map(len, frame)))
+        elif self.layout == "packed":
+            counts.padding = counts.rows * size - counts.tokens
+
+    @property
+    def _frame(self) -> tuple[list[int], list[int]]:
         """The tokens that open and close each row of a masked language model's text, where its tokenizer has them."""
         pair = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
-        return ([], []) if self.task != "masked-lm" or None in pair else ([pair[0]], [pair[1]])
+        return ([pair[0]], [pair[1]]) if TASKS[self.task].masks and None not in pair else ([], [])
 
-    def documents(self, rows: Iterable[Row]) -> Iterator[list[int]]:
+    def _documents(self, rows: Iterable[Row], counts: Counts) -> Iterator[list[int]]:
         """The tokens of each document, whole, with the one that ends it."""
         for batch in _batches(rows):
-            yield from self._ended(batch)
+            for ids in self._ended(batch):
+                counts.documents += 1
+                counts.tokens += len(ids)
+                yield ids
 
-    def examples(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example]]:
-        """Each row and its example; one without tokens for a conversation that the chat template does not take."""
+    def _examples(
+        self, rows: Iterable[Row], counts: Counts, refuse: Callable[[str], object]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """The tokens and labels of each example with something to learn."""
         encode = {
             "text": self._texts,
             "chat": self._chats,
             "prompt-completion": self._seq2seq if self.task == "seq2seq" else self._prompt_completion,
             "classification": self._classification,
         }[self.format]
-        for batch in _batches(rows):
-            yield from zip(batch, encode(batch), strict=True)
+        some_learn = self.format != "classification" and self.task not in ("seq2seq", "masked-lm")
+        pairs = (zip(batch, encode(batch), strict=True) for batch in _batches(rows))
+        for row, example in itertools.chain.from_iterable(pairs):
+            if example.problem is not None:
+                refuse(f"{row['place']}: {example.problem}")
+                continue
+            counts.documents += 1
+            if not example.learned:
+                counts.left_out += 1
+                continue
+            counts.cut += example.cut
+            counts.tokens += len(example.ids) + (len(example.labels) if self.task == "seq2seq" else 0)
+            if some_learn:
+                counts.learned = (counts.learned or 0) + example.learned
+            yield example.ids, example.labels
 
     def _chats(self, rows: Sequence[Row]) -> list[Example]:
         examples = []
@@ -106,16 +166,19 @@ class Encoder:
         return Example(ids[:size], labels[:size], len(ids) > size)
 
     def _texts(self, rows: Sequence[Row]) -> list[Example]:
-        if self.task != "masked-lm":
-            whole = [[*self._opening, *ids] for ids in self._ended(rows)]
-            return [self._causal(ids, [True] * len(ids)) for ids in whole]
+        if not TASKS[self.task].masks:
+            return self._continued([[]] * len(rows), self._plain(rows, "text"))
         first = [] if self.tokenizer.cls_token_id is None else [self.tokenizer.cls_token_id]
         cut = [self._closed([*first, *ids]) for ids in self._ended(rows)]
         return [Example(ids, ids, was_cut) for ids, was_cut in cut]
 
     def _prompt_completion(self, rows: Sequence[Row]) -> list[Example]:
+        return self._continued(self._plain(rows, "prompt"), self._plain(rows, "completion"))
+
+    def _continued(self, prompts: Iterable[list[int]], completions: Iterable[list[int]]) -> list[Example]:
+        """Examples in which only the completion and the token that ends it carry loss."""
         examples = []
-        for prompt, completion in zip(self._plain(rows, "prompt"), self._plain(rows, "completion"), strict=True):
+        for prompt, completion in zip(prompts, completions, strict=True):
             before, after = [*self._opening, *prompt], [*completion, separator(self.tokenizer)]
             examples.append(self._causal(before + after, [False] * len(before) + [True] * len(after)))
         return examples

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import UserError
+from ..tasks import TASKS
 
 PARTS = {
     "text": ("text",),
@@ -19,38 +20,30 @@ PARTS = {
 JSON = ("messages", "label")
 """The parts that are no plain text: a row that was checked holds them as JSON."""
 
-_BY_TASK = {"pretrain": "text", "masked-lm": "text", "classify": "classification", "seq2seq": "prompt-completion"}
-_FINETUNE = ("chat", "prompt-completion")
 _BROKEN = "holds half a character (bytes that are not UTF-8, or a lone surrogate)"
 
 
 def choose_format(
-    task: str, given: str | None, names: Collection[str] | None, columns: Mapping[str, str] | None = None
+    task: str, given: str | None, names: Collection[str], columns: Mapping[str, str] | None = None
 ) -> str:
-    """The format of the data: the one given, else the task's own; fine-tuning goes by the columns there are.
+    """The format of the data: the one given, else the last one of the task whose columns there are, else its first.
 
     Args:
         task: pretrain, finetune, classify, seq2seq or masked-lm.
         given: what the user asked for.
-        names: the columns; None for documents, which have text only.
+        names: the columns there are.
         columns: part to column, where they differ.
     """
-    known = {*(names or ()), *(columns or {})}
-    fitting = (name for name in _FINETUNE if known.issuperset(PARTS[name]))
-    return given or _BY_TASK.get(task) or next(fitting, "text")
+    known = {*names, *(columns or {})}
+    own, *others = TASKS[task].formats
+    fitting = (name for name in reversed(others) if known.issuperset(PARTS[name]))
+    return given or next(fitting, own)
 
 
 def choose_columns(
-    format: str, names: Collection[str] | None, columns: Mapping[str, str] | None, origin: str
+    format: str, names: Collection[str], columns: Mapping[str, str] | None, origin: str
 ) -> dict[str, str]:
     """The column of each part of `format`; raises `UserError` naming the columns there are when one is missing."""
-    if names is None:
-        if format != "text":
-            raise UserError(
-                f"data.format: {format} needs rows with {' and '.join(PARTS[format])} (jsonl, json, csv, parquet, "
-                f"arrow or a hub data set); {origin} has documents of plain text"
-            )
-        return {"text": "text"}
     chosen = {}
     for part in PARTS[format]:
         column = (columns or {}).get(part) or part

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .raw import RawRow, RawTable, file_keys, first_line, rows_of_files
+from ..errors import UserError, first_line
+from .raw import RawRow, RawTable, file_keys, rows_of_files
 
 
 def read_hub(hub: Mapping[str, str | None], split: str, streaming: bool = False) -> list[RawTable]:
@@ -49,9 +49,8 @@ def _tables(
         data = datasets.load_dataset(place, name, split=wanted, revision=revision, streaming=streaming)
         files = [file["filename"] for file in getattr(data, "cache_files", [])]
         read = functools.partial(_numbered, data=data)
-        yield RawTable(
-            origin, [origin], read, [origin, *files], data.features or {}, cut=split if streaming else "train"
-        )
+        cut = split if streaming else None
+        yield RawTable(origin, [origin], read, [origin, *files], data.features or {}, cut=cut)
         return
     options: dict[str, Any] = {}
     if kind == "json":
@@ -64,9 +63,11 @@ def _tables(
         if part not in known:
             raise ValueError(f'Unknown split "{part}". Should be one of {list(known)}.')
         files, read = known[part], functools.partial(rows_of_files, kind=kind, **options)
-        features = builder.info.features or _written_features(files[0], kind)
+        features = builder.info.features
+        if features is None and kind == "parquet":  # as `datasets` noted them in files that it wrote
+            features = datasets.load_dataset(place, name, split=part, revision=revision, streaming=True).features
         key = files if streaming else [kind, str(options), str(features), *file_keys(files)]
-        yield RawTable(origin, files, read, key, features, cut=cut.strip())
+        yield RawTable(origin, files, read, key, features or {}, cut=cut.strip())
 
 
 def _kind(builder: Any) -> str | None:
@@ -74,18 +75,6 @@ def _kind(builder: Any) -> str | None:
     names = {base.__name__ for base in type(builder).__mro__}
     kinds = ("json", "csv", "parquet", "arrow")
     return next((kind for kind in kinds if kind.capitalize() in names), None)
-
-
-def _written_features(file: str, kind: str) -> Any:
-    """The columns as `datasets` noted them in a file that it wrote."""
-    import datasets
-    import fsspec
-    import pyarrow.parquet as pq
-
-    if kind != "parquet":
-        return {}
-    with fsspec.open(file, "rb") as content:
-        return datasets.Features.from_arrow_schema(pq.read_schema(content))
 
 
 def _numbered(files: Iterable[str], data: Any) -> Iterator[tuple[str, RawRow]]:

@@ -11,7 +11,7 @@ Ids = Sequence[int]
 
 
 def joined(documents: Iterable[Ids], size: int, opening: Ids = (), closing: Ids = ()) -> Iterator[list[int]]:
-    """Rows of `size` tokens, each between `opening` and `closing`; the last one holds what is left and is shorter."""
+    """Rows of `size` tokens, each between `opening` and `closing`; what fills none at the end is dropped."""
     width, held = size - len(opening) - len(closing), list[int]()
     for document in documents:
         held.extend(document)
@@ -19,8 +19,6 @@ def joined(documents: Iterable[Ids], size: int, opening: Ids = (), closing: Ids 
         for start in range(0, whole, width):
             yield [*opening, *held[start : start + width], *closing]
         held = held[whole:]
-    if held:
-        yield [*opening, *held, *closing]
 
 
 def packed(examples: Iterable[tuple[Ids, Ids]], size: int, pad: int) -> Iterator[dict[str, list[int]]]:

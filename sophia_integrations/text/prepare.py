@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import default_collate
 
+from ..cache import digest
 from ..errors import UserError
+from ..tasks import TASKS
 from .bad_rows import Tally
-from .cache import digest
 from .collate import Mask, Pad, with_labels
 from .encode import Encoder
 from .source import Source
 from .stream import Stream
 from .tokenizer import identity, padding
-from .tokens import Counts, TokenTables
+from .tokens import Counts, token_table
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +32,7 @@ class Prepared:
     """Data for a trainer.
 
     Attributes:
-        train: items as `TokenTables` has them; a `Stream` is endless.
+        train: items as `Encoder.items` makes them; a `Stream` is endless.
         validation: the same, always of a known length.
         collate: items to a batch, ``{name: tensor}``.
         layout: "blocks", "packed" or "rows".
@@ -115,22 +116,19 @@ def prepare(
         UserError: a split that fills no row, a tokenizer that lacks what the format needs.
     """
     text = source.format == "text"
-    if packing and (source.format == "classification" or task == "seq2seq"):
+    if packing and (source.format == "classification" or not TASKS[task].packs):
         raise UserError(f"data.packing: examples of {task} cannot be packed; leave packing out")
     layout = ("rows" if packing is False else "blocks") if text else ("packed" if packing else "rows")
-    encoder = Encoder(source.format, task, tokenizer, block_size, source.label_numbers)
+    encoder = Encoder(source.format, task, tokenizer, block_size, layout, source.label_numbers)
     key = digest([_VERSION, source.digest, identity(tokenizer), layout, task, str(block_size)])
-    tables = TokenTables(encoder, key, source.bad_rows, say)
     data: dict[str, Any] = {}
     counts: dict[str, Counts] = {}
     bad = source.bad
     for name, split in (("train", source.train), ("validation", source.validation)):
         if source.streaming and name == "train":
-            data[name] = Stream(split.rows, encoder, layout, seed, source.bad_rows)
-        elif layout == "blocks":
-            data[name], counts[name] = tables.blocks(name, split)
+            data[name] = Stream(split.rows, encoder, seed, source.bad_rows)
         else:
-            data[name], counts[name], later = tables.examples(name, split, layout == "packed")
+            data[name], counts[name], later = token_table(name, split, encoder, key, source.bad_rows, say)
             bad = replace(bad + later, total=bad.total)
     collate = _collator(tokenizer, layout, task, mask_probability, seed, block_size if source.streaming else None)
     return Prepared(
@@ -151,7 +149,7 @@ def _collator(
     tokenizer: PreTrainedTokenizerBase, layout: str, task: str, probability: float, seed: int, length: int | None
 ) -> Callable[[Any], Any]:
     inner = {"rows": Pad(padding(tokenizer), length), "packed": default_collate, "blocks": with_labels}[layout]
-    if task != "masked-lm":
+    if not TASKS[task].masks:
         return inner
     if tokenizer.mask_token_id is None:
         raise UserError("task: masked-lm needs a tokenizer with a mask token, such as BERT's; this one has none")

@@ -11,13 +11,22 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import UserError
-from .files import ROW_KINDS
+from ..errors import UserError, first_line
+
+ROW_KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Suffixes of files whose rows are documents or examples; any other file is one document of text."""
 
 RawRow = dict[str, Any] | str
 """The columns of a row, or why there are none."""
@@ -51,13 +60,10 @@ class RawTable:
     cut: str | None = None
 
     @functools.cached_property
-    def names(self) -> list[str] | None:
-        """The columns, in the order in which they turn up in the first rows; None for documents, which have text only.
-
-        Raises `UserError` if there are none.
-        """
+    def names(self) -> list[str]:
+        """The columns, in the order in which they turn up in the first rows; raises `UserError` if there are none."""
         if self.named:
-            return None
+            return ["text"]
         first = list(itertools.islice(self.read(self.files), _SEEN))
         names = list(dict.fromkeys(name for _, row in first if isinstance(row, Mapping) for name in row))
         if not names:
@@ -68,15 +74,6 @@ class RawTable:
         """A value as the author declares its column; raises `ValueError` for one that is no such thing."""
         encode = getattr(self.features.get(name), "encode_example", None)
         return value if value is None or encode is None else encode(value)
-
-
-def read_files(paths: Sequence[Path], kind: str, origin: str) -> RawTable:
-    """The rows of local files of one `kind`; raises `UserError` when one of them is empty."""
-    empty = next((path for path in paths if path.stat().st_size == 0), None)
-    if empty is not None:
-        raise UserError(f"{empty}: the file is empty")
-    files = [str(path) for path in paths]
-    return RawTable(origin, files, functools.partial(rows_of_files, kind=kind), [kind, *file_keys(files)])
 
 
 def file_keys(files: Iterable[str]) -> list[str]:
@@ -103,11 +100,6 @@ def rows_of_files(files: Iterable[str], kind: str, **options: Any) -> Iterator[t
                     yield f"{file}, row {number}", row
         except Exception as error:
             raise UserError(f"{file}: cannot be read as {kind}: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _is_lines(file: str) -> bool:

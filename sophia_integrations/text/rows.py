@@ -1,19 +1,27 @@
-"""Rows of one format: each is one document or example, read as it stands and checked once.
+"""Rows of one format: each is one document or example, read as it stands, checked once, and sorted into two splits.
 
 A row is a dictionary, the same in a table and in a stream: its parts (text, prompt, completion, messages, label; the
 last two as JSON), its ``place``, such as ``train.jsonl, row 18``, its ``problem`` with the place, or None, the SHA-256
-``digest`` of its parts and the ``bytes`` of its text.
+``digest`` of its parts and the ``bytes`` of its text.  A document that is a file is held out by a hash of its name, a
+row by a hash of its content: adding others moves none, and a row that occurs twice is on one side only.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..cache import digest
 from . import formats
-from .cache import cached_table, digest
+from .bad_rows import Tally
+from .cache import cached_table
 from .raw import RawTable
 
 if TYPE_CHECKING:
@@ -21,8 +29,26 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_VERSION = "3"  # part of the key of every table: raise it when the same files become other rows
-_MANY = 100_000  # rows after which a reader is told how far it came
+_VERSION = "4"  # part of the key of every table: raise it when the same files become other rows
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split, without empty ones: how many bytes of text they hold and how many were empty."""
+
+    rows: datasets.Dataset | datasets.IterableDataset
+    bytes: int = 0
+    empty: int = 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a pass over a table found: both splits, a digest of them, and the bad rows, which are in neither."""
+
+    train: Split
+    validation: Split
+    digest: str
+    bad: Tally
 
 
 def row_table(
@@ -34,19 +60,14 @@ def row_table(
         raws: the rows as they stand.
         format: which parts a row has.
         columns: part of a row to column, where they differ.
-        say: receives a line when reading takes long.
+        say: receives a line when they are read.
     """
     import datasets
 
     def table(raw: RawTable) -> datasets.Dataset:
-        def rows() -> Iterator[Row]:
-            for number, row in enumerate(_rows(raw.files, raw, format, chosen), 1):
-                if number % _MANY == 0:
-                    say(f"Rows: {number:,} of {raw.origin} are read …")
-                yield row
-
         key = digest([_VERSION, format, json.dumps(sorted(chosen.items())), *raw.key])
-        whole = cached_table(f"rows-{key[:32]}", row_features(format), rows, say)
+        rows, what = functools.partial(_rows, raw.files, raw, format, chosen), f"Rows: reading {raw.origin} …"
+        whole, _ = cached_table(f"rows-{key[:32]}", row_features(format), lambda notes: rows(), what, say)
         return whole if raw.cut is None else whole.select(_numbers(raw.cut, len(whole)))
 
     chosen = _columns(raws, format, columns)
@@ -71,6 +92,32 @@ def row_features(format: str) -> datasets.Features:
     types = {part: "large_string" for part in formats.PARTS[format]}
     types |= {"place": "string", "problem": "string", "digest": "binary", "bytes": "int64"}
     return Features({name: Value(kind) for name, kind in types.items()})
+
+
+def scan_rows(table: datasets.Dataset, fraction: float | None, named: bool = False) -> Scan:
+    """Sorts the rows of a table.
+
+    Args:
+        table: what `row_table` returned.
+        fraction: share that is held out; None holds out nothing.
+        named: the rows are documents that are known by their names; they may be empty.
+    """
+    notes = table.select_columns(["place", "problem", "digest", "bytes"]).with_format("arrow")[:]
+    is_good = notes["problem"].is_null().to_numpy()
+    good, bad = notes.filter(is_good), notes.filter(~is_good)
+    contents = b"".join(good["digest"].to_pylist())
+    keys = b"".join(map(_sha256, good["place"].to_pylist())) if named else contents
+    held = _fall_below(keys, fraction or 0.0)
+    sizes, numbers = good["bytes"].to_numpy(), np.flatnonzero(is_good)
+    full = (sizes > 0) | named
+
+    def split(side: np.ndarray) -> Split:
+        return Split(table.select(numbers[full & side]), int(sizes[side].sum()), int((side & ~full).sum()))
+
+    tally = Tally(len(table))
+    for problem in bad["problem"].to_pylist():
+        tally.add(problem)
+    return Scan(split(~held), split(held), digest([keys, contents, held.tobytes()]), tally)
 
 
 def _columns(raws: Sequence[RawTable], format: str, columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -115,3 +162,12 @@ def _kept(part: str, value: Any) -> str:
 
 def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
+
+
+def _sha256(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _fall_below(keys: bytes, fraction: float) -> np.ndarray:
+    """Of SHA-256 digests behind one another: is each, as a number in [0, 1), less than `fraction`?"""
+    return np.frombuffer(keys, ">u8")[::4] < np.uint64(math.ceil(fraction * 2**64))

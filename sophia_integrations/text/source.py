@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import UserError
+from ..cache import digest
+from ..errors import UserError, needs
 from . import formats
 from .bad_rows import Tally, require_action
-from .cache import digest, table_in_memory
-from .documents import read_documents, standard_library
-from .files import find, kind_of
+from .cache import table_in_memory
+from .files import read_files, standard_library
 from .hub import read_hub
-from .raw import RawTable, read_files
-from .rows import row_features, row_stream, row_table
-from .split import Split, scan_rows
+from .raw import RawTable
+from .rows import Split, row_features, row_stream, row_table, scan_rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Source:
         labels: of a classification, names in the order of their numbers: a hub data set's own, else sorted.
         label_numbers: the number of each label, as the rows hold it.
         label_counts: training rows of each label, in the order of the numbers.
-        skipped: names of the standard library's files that are not text.
         bad_rows: "error" or "skip": what to do about rows that prove to be bad later.
         bad: rows that were left out as bad.
         digest: identifies text, format and split; of a stream only where it comes from.
@@ -43,7 +42,6 @@ class Source:
     labels: list[str] | None = None
     label_numbers: dict[str, int] = field(default_factory=dict)
     label_counts: list[int] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
     bad_rows: str = "error"
     bad: Tally = field(default_factory=Tally)
 
@@ -80,66 +78,60 @@ def load_source(
         columns: part of a row (text, prompt, completion, messages, label) to column, where they differ.
         streaming: read training rows as they are needed; validation rows are read at once.
         bad_rows: "error" refuses data with bad rows, "skip" leaves them out and counts them.
-        say: receives a line when reading takes long.
+        say: receives a line when text is read and not taken from the cache.
 
     Raises:
         UserError: nothing to read, a missing column, bad rows (how many, the first by file and number), an empty split.
         ValueError: another word for `bad_rows`.
     """
     require_action(bad_rows)
-    _require_library()
-    skipped: list[str] = []
-    held: list[RawTable] = []
-    if source is not None:
-        library, skipped = standard_library()
-        raws = [library]
-    elif hub is not None:
-        raws = read_hub(hub, hub.get("split") or "train", streaming)
-        held = read_hub(hub, hub["validation_split"], streaming) if hub.get("validation_split") else []
-    else:
-        assert files is not None
-        raws = [_found(files, "data.files")]
-        held = [] if validation_files is None else [_found(validation_files, "data.validation_files")]
-        shared = sorted({file for raw in held for file in raw.files}.intersection(raws[0].files))
-        if shared:
-            raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(needs("datasets"))
+    raws, held = _tables(source, files, hub, validation_files, streaming, say)
     format = formats.choose_format(task, format, raws[0].names, columns)
     if streaming:
         _require_streamable(raws[0], format, held)
-        table = table_in_memory(row_features(format), row_stream(held, format, columns))
-        scans = [scan_rows(table, None)]
+        scans = [scan_rows(table_in_memory(row_features(format), row_stream(held, format, columns)), None)]
         train, validation = Split(row_stream(raws, format, columns)), scans[0].train
         hashes = [f"{file} {os.path.getsize(file)}" if os.path.isfile(file) else file for file in raws[0].files]
         hashes.append(str(raws[0].cut))
     else:
-        fraction = None if held else validation_fraction
+        fraction, hashes = None if held else validation_fraction, []
         scans = [scan_rows(row_table(raws, format, columns, say), fraction, raws[0].named)]
         if held:
             scans.append(scan_rows(row_table(held, format, columns, say), None, held[0].named))
         train, validation = scans[0].train, scans[1].train if held else scans[0].validation
-        hashes = []
     for scan in scans:
         scan.bad.judge(bad_rows)
     _require_text(train, validation, raws[0].origin, held[0].origin if held else None, validation_fraction)
-    hashes += [scan.digest for scan in scans]
-    bad = sum((scan.bad for scan in scans), Tally())
-    found = Source(format, train, validation, digest([format, *hashes]), skipped=skipped, bad_rows=bad_rows, bad=bad)
+    identity = digest([format, *hashes, *(scan.digest for scan in scans)])
+    found = Source(format, train, validation, identity, bad_rows=bad_rows, bad=sum((s.bad for s in scans), Tally()))
     return found if format != "classification" else _with_labels(found, raws[0], columns)
 
 
-def _require_library() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "text is read with the package datasets, not installed here: pip install 'sophia-integrations[recipes]'"
-        ) from None
-
-
-def _found(patterns: Sequence[str], key: str) -> RawTable:
-    paths = find(patterns, key)
-    origin, kind = f"{key} ({', '.join(patterns)})", kind_of(paths, key)
-    return read_documents(paths, origin) if kind == "text" else read_files(paths, kind, origin)
+def _tables(
+    source: str | None,
+    files: Sequence[str] | None,
+    hub: Mapping[str, str | None] | None,
+    validation_files: Sequence[str] | None,
+    streaming: bool,
+    say: Callable[[str], object],
+) -> tuple[list[RawTable], list[RawTable]]:
+    """The tables to train on, and those held out, if they are named."""
+    if source is not None:
+        return [standard_library(say)], []
+    if hub is not None:
+        held = hub.get("validation_split")
+        return read_hub(hub, hub.get("split") or "train", streaming), read_hub(hub, held, streaming) if held else []
+    assert files is not None
+    raw = read_files(files, "data.files")
+    if validation_files is None:
+        return [raw], []
+    held = read_files(validation_files, "data.validation_files")
+    shared = sorted({*held.files}.intersection(raw.files))
+    if shared:
+        raise UserError(f"data.validation_files: {shared[0]} is also in data.files; a file may be in one only")
+    return [raw], [held]
 
 
 def _require_streamable(raw: RawTable, format: str, held: list[RawTable]) -> None:

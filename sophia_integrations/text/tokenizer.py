@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-from .cache import cached_file, digest
+from ..cache import digest
+from ..errors import UserError, first_line
+from ..tasks import TASKS
+from .cache import cached_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -15,19 +17,10 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-END_OF_TEXT = "<|endoftext|>"
-_CAUSAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-_ENCODER = {"pad_token": "<|pad|>", "cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
-_SPECIAL = {
-    "classify": _ENCODER,
-    "masked-lm": _ENCODER,
-    "seq2seq": {**_CAUSAL, "pad_token": "<|pad|>"},
-}
-
 
 def why_not_loaded(error: Exception) -> str:
     """The first line of a loading error of transformers, and what to do about code that comes with a model."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     hint = "if you trust it, set model.trust_remote_code: true"
     return f"{reason.rstrip(' .')}; {hint}" if "custom code" in reason else reason
 
@@ -73,15 +66,15 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A byte-level BPE trained on the training text of `source`, or taken from the cache.
 
-    It has an end-of-text token; for encoders (classify, masked-lm) tokens for padding, start, end and mask instead,
-    which it puts around a text by itself; for seq2seq one for padding too.  Raises `UserError` for a stream.
+    It has the special tokens of `task`; those of encoders for start and end it puts around a text by itself.  Raises
+    `UserError` for a stream.
     """
     if source.streaming:
         raise UserError("tokenizer.train: reads all training text first; with data.streaming give tokenizer.pretrained")
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = _SPECIAL.get(task, _CAUSAL)
+    special = TASKS[task].special_tokens
     parts = [tokenizers.__version__, str(vocab_size), str(min_frequency), *dict.fromkeys(special.values())]
     name = f"tokenizer-{digest([*parts, source.digest])[:32]}.json"
 
@@ -94,7 +87,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
 
 
-def _trained(source: Source, vocab_size: int, min_frequency: int, special: dict[str, str]) -> tokenizers.Tokenizer:
+def _trained(source: Source, vocab_size: int, min_frequency: int, special: Mapping[str, str]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     bpe = Tokenizer(models.BPE())

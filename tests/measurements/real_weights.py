@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from sophia_integrations.text.cache import cache_dir
+from sophia_integrations.cache import cache_dir
 from sophia_integrations.text.rows import Row
 from sophia_integrations.text.source import Source
 

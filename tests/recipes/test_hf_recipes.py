@@ -76,7 +76,7 @@ def test_a_header_tells_the_size_of_a_new_model(file: Path) -> None:
     import torch
     import transformers
 
-    from sophia_integrations.recipes.tasks import TASKS
+    from sophia_integrations.tasks import TASKS
 
     recipe = settings(file)
     tokenizer = recipe["tokenizer"]

@@ -15,7 +15,7 @@ import pytest
 
 from sophia_integrations.recipes.reading import documents, known
 from sophia_integrations.recipes.reading.loader import read
-from sophia_integrations.recipes.tasks import TASKS
+from sophia_integrations.tasks import TASKS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

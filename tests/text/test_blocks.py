@@ -12,7 +12,7 @@ from sophia_integrations.errors import UserError
 from sophia_integrations.text.layouts import joined
 from sophia_integrations.text.prepare import prepare
 from sophia_integrations.text.source import Source, Split, load_source
-from sophia_integrations.text.tokenizer import END_OF_TEXT, train_tokenizer
+from sophia_integrations.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def quiet(line: str) -> None:
 def test_the_tokenizer_learns_from_training_documents_only() -> None:
     train, held = ([{"text": text}] for text in ("aaaa bbbb " * 50, "zzzz " * 500))
     tokenizer = train_tokenizer(Source("text", Split(train), Split(held), "a and z"), 300, 2, quiet)
-    assert len(tokenizer) <= 300 and tokenizer.eos_token == END_OF_TEXT
+    assert len(tokenizer) <= 300 and tokenizer.eos_token == "<|endoftext|>"
     text = "def f(x):\n\treturn 'é €'\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer("bbbb").input_ids) < 4 and len(tokenizer("zzzz").input_ids) == 4
@@ -79,9 +79,9 @@ def test_blocks_hold_every_token_in_order_and_count_the_tail(source: Source, tok
     )
 
 
-def test_blocks_drop_nothing_when_the_text_fits() -> None:
+def test_blocks_drop_only_what_fills_none() -> None:
     assert list(joined([[1, 2, 3], [], [4, 5, 6, 7, 8]], 4)) == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert list(joined([[1, 2, 3]], 4, [0], [9])) == [[0, 1, 2, 9], [0, 3, 9]]
+    assert list(joined([[1, 2, 3]], 4, [0], [9])) == [[0, 1, 2, 9]]
 
 
 def test_text_shorter_than_a_block_is_refused(source: Source, tokenizer: Any) -> None:
@@ -114,6 +114,10 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(
     said.clear()
     assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
     assert sum("is damaged; making it again" in line for line in said) == 2
+    next((tmp_path / "cache").glob("tokens-*-train.json")).unlink()
+    said.clear()
+    assert prepare(source, tokenizer, block_size=32, say=said.append).counts == first.counts
+    assert sum("is damaged; making it again" in line for line in said) == 1
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOPHIA_CACHE", str(tmp_path / "file" / "cache"))

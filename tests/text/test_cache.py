@@ -28,15 +28,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(log: Path, found: Any) -> None:
     from datasets import Features, Value
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows(notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with open(log, "a") as file:
             file.write("made\n")
         for number in range(3):
             time.sleep(0.1)
             yield {"number": number}
+        notes["sum"] = 3
 
-    table = cached_table("numbers", Features({"number": Value("int64")}), rows, lambda line: None)
-    found.put(table["number"][:])
+    table, notes = cached_table("numbers", Features({"number": Value("int64")}), rows, "Numbers …", lambda line: None)
+    found.put((table["number"][:], notes))
 
 
 def test_one_of_several_processes_makes_an_entry(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_one_of_several_processes_makes_an_entry(tmp_path: Path) -> None:
     processes = [spawn.Process(target=make, args=(log, found), daemon=True) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [found.get(timeout=60) for _ in processes] == [[0, 1, 2]] * 3
+    assert [found.get(timeout=60) for _ in processes] == [([0, 1, 2], {"sum": 3})] * 3
     for process in processes:
         process.join(60)
     assert log.read_text() == "made\n"

@@ -86,7 +86,7 @@ def test_globs_become_absolute_from_a_folder_with_odd_letters(tmp_path: Path) ->
 
 def test_text_has_no_other_parts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"^data\.format: chat needs rows with messages \(jsonl, json, csv, "):
+    with pytest.raises(UserError, match=r"data\.columns\.messages: .* has no column 'messages'; its columns are text$"):
         load_source(files=[f"{tmp_path}/a.txt"], format="chat")
     with pytest.raises(UserError, match=r"^data\.streaming: .* are text files, which are read whole"):
         load_source(files=[f"{tmp_path}/a.txt"], streaming=True)

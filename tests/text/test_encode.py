@@ -103,17 +103,20 @@ def test_every_byte_that_the_assistant_wrote_carries_loss_and_no_other(end: str,
     from sophia_integrations.text.encode import Encoder
     from sophia_integrations.text.source import Source, Split
     from sophia_integrations.text.tokenizer import train_tokenizer
+    from sophia_integrations.text.tokens import Counts
 
     row = {"messages": json.dumps(chat("Wer? ", "  Ich, Österreich!\n", "Why?", "So.")["messages"])}
     source = Source("chat", Split([row]), Split([row]), digest="chat")
     tokenizer = train_tokenizer(source, 260, 2, lambda line: None)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = smol(end, marked)
-    ((_, example),) = Encoder("chat", "finetune", tokenizer, 500).examples([row])
-    learned = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
+    (item,) = Encoder("chat", "finetune", tokenizer, 500).items([row], Counts(), pytest.fail)
+    learned = [token for token, label in zip(item["input_ids"], item["labels"], strict=True) if label != -100]
     stop = end or "\n"  # where nothing else ends a turn, the line does
     assert tokenizer.decode(learned) == f"  Ich, Österreich!\n{stop}So.{stop}"
-    assert tokenizer.decode(example.ids).startswith("<|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\nWer? ")
+    assert tokenizer.decode(item["input_ids"]).startswith(
+        "<|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\nWer? "
+    )
 
 
 def test_a_conversation_may_begin_with_the_assistant_or_a_system_message(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import needs, one_line
-from ..tasks import TASKS
+from ...tasks import TASKS
 from .rules import specs
 from .yaml_places import Path
 

@@ -13,7 +13,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from ..tasks import TASKS
+from ...tasks import TASKS
 from .schema import Recipe
 from .signatures import Schema, arguments
 

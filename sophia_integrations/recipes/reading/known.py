@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...cache import cache_dir, digest, write_aside
 from ...hf.arguments import NAMES
-from ...text.cache import cache_dir, digest, write_aside
 
 _PACKAGES = ("torch", "transformers", "peft", "lightning", "jsonargparse", "pydantic")
 _PACKAGE = Path(__file__).parents[2]

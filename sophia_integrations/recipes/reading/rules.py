@@ -13,9 +13,9 @@ from typing import Any
 
 from ...hf.arguments import parse_optim_args, refuse_foreign_arguments, without_effect
 from ...ranges import out_of_range
+from ...tasks import TASKS, Task
 from ...text.files import matches
 from ...text.formats import PARTS
-from ..tasks import TASKS, Task
 from .problems import Found
 from .yaml_places import Path
 

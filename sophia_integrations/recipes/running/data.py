@@ -31,8 +31,6 @@ def load_data(
         UserError: the data cannot be read, or is not what the run in `folder` began with.
     """
     source = load_source(**recipe.data.model_dump(include=_SOURCE), task=recipe.task, say=say)
-    if source.skipped:
-        say(f"Skipping {len(source.skipped)} files that are not text in their declared encoding.")
     stored = folder is not None and folder.tokenizer.is_dir()
     if stored:
         tokenizer = load_tokenizer(str(folder.tokenizer), trust_remote_code=recipe.model.trust_remote_code)

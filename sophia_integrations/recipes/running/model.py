@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ... import models
 from ...errors import UserError, one_line
+from ...tasks import TASKS
 from ...text.prepare import Prepared
 from ...text.tokenizer import padding, why_not_loaded
 from ..reading.schema import Model
-from ..tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

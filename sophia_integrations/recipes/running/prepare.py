@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ...cache import cache_dir
 from ...errors import UserError
-from ...text.cache import cache_dir
 from ..reading.schema import Recipe
 from .dry_run import build_alone, resolve_for_this_machine
 from .run_folder import RunFolder

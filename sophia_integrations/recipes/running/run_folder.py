@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from ...cache import write_aside
 from ...errors import UserError, one_line
-from ...text.cache import write_aside
 from ..reading.yaml_places import RecipeDumper, parse
 
 try:

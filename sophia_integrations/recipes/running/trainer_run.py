@@ -18,11 +18,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from ...errors import UserError, one_line
 from ...hf.loss_scale import divide_where_the_model_does_not
+from ...tasks import TASKS
 from ...text.prepare import Prepared
 from ...text.stream import Stream
 from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
-from ..tasks import TASKS
 from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
 from .data import load_data
 from .model import build_model

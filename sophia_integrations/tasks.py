@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_CAUSAL = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+_ENCODER = {"pad_token": "<|pad|>", "cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Task:
         peft_type: what PEFT calls it; None where it has no name.
         generates: whether its model can write a sample.
         masks: whether tokens are hidden at random, so that ``mask_probability`` has a part.
+        special_tokens: those of a tokenizer that is trained for it, by the names that transformers has for them.
     """
 
     model: str
@@ -29,6 +34,7 @@ class Task:
     peft_type: str | None = None
     generates: bool = False
     masks: bool = False
+    special_tokens: Mapping[str, str] = field(default_factory=_CAUSAL.copy)
 
 
 def _causal(*formats: str) -> Task:
@@ -46,6 +52,7 @@ TASKS = {
         ("classification",),
         packs=False,
         peft_type="SEQ_CLS",
+        special_tokens=_ENCODER,
     ),
     "seq2seq": Task(
         "sequence-to-sequence language model",
@@ -55,6 +62,14 @@ TASKS = {
         packs=False,
         peft_type="SEQ_2_SEQ_LM",
         generates=True,
+        special_tokens={**_CAUSAL, "pad_token": "<|pad|>"},
     ),
-    "masked-lm": Task("masked language model", "AutoModelForMaskedLM", "MASKED_LM", ("text",), masks=True),
+    "masked-lm": Task(
+        "masked language model",
+        "AutoModelForMaskedLM",
+        "MASKED_LM",
+        ("text",),
+        masks=True,
+        special_tokens=_ENCODER,
+    ),
 }
