@@ -292,7 +292,7 @@ def known_bases(groups: Groups, states: States) -> dict[Tensor, Basis]:
     return {p: basis for p, basis in bases.items() if basis.is_known}
 
 
-def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]) -> None:
+def turn_bases(groups: Groups, states: States, step: int, agree: Callable[[Tensor], object]) -> None:
     """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
     due: list[Basis] = []
     for group in groups:
@@ -301,13 +301,15 @@ def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]
         with_gradient = [p for p in group["params"] if p.grad is not None]
         layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}
         bases = {p: Basis(layout, state_of(states, p)) for p, layout in layouts.items()}
-        due += [basis for basis in bases.values() if _is_time(group, "basis_interval") or not basis.is_known]
-        seeing = {p: b for p, b in bases.items() if _is_time(group, "basis_factor_interval") or not b.is_known}
+        turning = _is_time(group, step, "basis_interval")
+        looking = _is_time(group, step, "basis_factor_interval")
+        due += [basis for basis in bases.values() if turning or not basis.is_known]
+        seeing = {p: basis for p, basis in bases.items() if looking or not basis.is_known}
         average(list(seeing.values()), [p.grad for p in seeing], group["basis_beta"])
     turned = refresh([side for basis in due for side in basis.sides()], agree)
     carry_hessian(due, turned)
 
 
-def _is_time(group: Mapping[str, Any], interval: str) -> bool:
-    """Whether what happens every `interval` steps, and at each one in the beginning, happens now."""
-    return group["step"] < group["basis_warmup"] or group["step"] % group[interval] == 0
+def _is_time(group: Mapping[str, Any], step: int, interval: str) -> bool:
+    """Whether what happens every `interval` steps, and at each one in the beginning, happens at `step`."""
+    return step < group["basis_warmup"] or step % group[interval] == 0

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from specification import ScriptedEstimator, random_curvature
-from support import run_worker, through_file
+from support import as_an_older_version_wrote_it, run_worker, through_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -66,6 +66,7 @@ def assert_same_training(net, optimizer, other, resumed):
         for key, value in optimizer.state[p].items():
             assert value.dtype == resumed.state[q][key].dtype and torch.equal(value, resumed.state[q][key]), (name, key)
     assert_same_groups(optimizer.param_groups, resumed.param_groups)
+    assert optimizer.progress == resumed.progress
     same = ("win_rate", "curvature_share", "rho", "hessian_age", "hessian_updates", "hessian_skipped")
     assert [optimizer.stats()[k] for k in same] == [resumed.stats()[k] for k in same]
 
@@ -84,7 +85,7 @@ def test_resume_is_bit_exact_wherever_it_stops(stop, dtype):
     train(other, resumed, stop, STEPS)
     assert_same_training(net, whole, other, resumed)
     assert set(whole.state[net.matrix.weight]) == {
-        *("exp_avg", "hessian"),
+        *("exp_avg", "hessian", "progress"),
         *(f"{side}_{what}" for side in ("left", "right") for what in ("factor", "basis")),
     }
 
@@ -139,6 +140,50 @@ basis_factor_interval basis_max_dim basis_flatten
 hessian_step batch_predictions auto_rho peak_lr win_rate curvature_share""".split()
 
 
+@pytest.mark.parametrize("distributed", [False, True], ids=["state dict", "distributed checkpoint"])
+def test_a_checkpoint_with_counters_in_its_groups_resumes_bit_exactly(distributed):
+    net, whole = build()
+    train(net, whole, 0, STEPS)
+    first, optimizer = build()
+    train(first, optimizer, 0, 7)
+    saved = get_optimizer_state_dict(first, optimizer) if distributed else optimizer.state_dict()
+    saved = as_an_older_version_wrote_it(through_file(saved))
+    other, resumed = build()
+    other.load_state_dict(first.state_dict())
+    if distributed:
+        set_optimizer_state_dict(other, resumed, saved)
+    else:
+        resumed.load_state_dict(saved)
+    assert not any(key in group for group in resumed.param_groups for key in vars(resumed.progress))
+    train(other, resumed, 7, STEPS)
+    assert_same_training(net, whole, other, resumed)
+
+
+def test_a_flattened_checkpoint_with_counters_in_its_groups_is_refused():
+    """torch.distributed.checkpoint hands on no key of a group that the group in memory does not have."""
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    net, optimizer = build()
+    train(net, optimizer, 0, 7)
+    saved = get_optimizer_state_dict(net, optimizer, options=flat)
+    older = {key: value for key, value in saved.items() if not key.endswith(".progress")}
+    other, resumed = build()
+    with pytest.raises(ValueError, match="flattened checkpoint was written by an older version, whose counters"):
+        set_optimizer_state_dict(other, resumed, older, options=flat)
+    assert resumed.progress.step == 1, "torch's own step, which creates the state"
+
+
+def test_a_state_dict_keeps_the_progress_of_its_moment_and_hooks_see_it():
+    net, optimizer = build()
+    seen = []
+    optimizer.register_state_dict_post_hook(lambda _, saved: seen.append(saved["state"][0]["progress"].clone()))
+    train(net, optimizer, 0, 3)
+    saved = optimizer.state_dict()
+    train(net, optimizer, 3, 6)
+    optimizer.state_dict()
+    assert [int(values[0]) for values in seen] == [3, 6] and int(saved["state"][0]["progress"][0]) == 3
+    assert len(optimizer._optimizer_state_dict_post_hooks) == 1
+
+
 def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
     def plain():
         torch.manual_seed(0)
@@ -151,7 +196,7 @@ def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
     train(net, whole, 0, STEPS)
     first, optimizer = plain()
     train(first, optimizer, 0, 7)
-    saved = optimizer.state_dict()
+    saved = as_an_older_version_wrote_it(optimizer.state_dict())
     for group in saved["param_groups"]:
         for key in NEW_KEYS:
             del group[key]
@@ -168,7 +213,7 @@ def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
         older = SophiaG(matrix.parameters(), estimator=ScriptedEstimator(random_curvature))
         matrix.weight.grad = torch.ones(5, 6)
         older.step()
-        saved = older.state_dict()
+        saved = as_an_older_version_wrote_it(older.state_dict())
         for key in NEW_KEYS:
             del saved["param_groups"][0][key]
         SophiaG(matrix.parameters(), basis="eigen").load_state_dict(saved)
@@ -289,7 +334,7 @@ def test_a_pre_hook_converts_an_official_checkpoint():
     optimizer.load_state_dict(original)
     for p in params:
         assert (optimizer.state[p]["hessian"] == 4).all() and (optimizer.state[p]["exp_avg"] == 1).all()
-        assert set(optimizer.state[p]) == {"exp_avg", "hessian"}
+        assert set(optimizer.state[p]) == {"exp_avg", "hessian", "progress"}
     assert (original["state"][0]["hessian"] == 0.5).all()
 
 
