@@ -164,7 +164,7 @@ def eigenbasis_update(
     """One update with the clip taken in the eigenbasis, in place: θ ← θ − lr · Q_L clip(Q_Lᵀ m Q_R / …) Q_Rᵀ.
 
     Args:
-        params, grads, exp_avgs: θ, gradients and m of one device, those of one parameter of one shape.
+        params, grads, exp_avgs: θ, gradients and m of one of `basis.batches`.
         hessians: h in the eigenbasis, the shapes of θ.
 
     Returns:
