@@ -1,6 +1,9 @@
 """Two rules, a basis and ρ by itself through every kind of checkpoint: bit for bit, or refused in one sentence."""
 
 import copy
+import dataclasses
+import functools
+import pickle
 import re
 
 import pytest
@@ -114,6 +117,41 @@ def test_distributed_checkpoint_state_dicts_round_trip(flat):
     set_optimizer_state_dict(other, resumed, saved, options=options)
     train(other, resumed, 7, STEPS)
     assert_same_training(net, whole, other, resumed)
+
+
+def by_state_dict(first, optimizer, other, resumed):
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    return resumed
+
+
+def by_distributed(first, optimizer, other, resumed, **options):
+    options = StateDictOptions(**options)
+    saved = through_file(get_optimizer_state_dict(first, optimizer, options=options))
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    return resumed
+
+
+ROADS = {
+    "state dict": by_state_dict,
+    "distributed": by_distributed,
+    "flattened": functools.partial(by_distributed, flatten_optimizer_state_dict=True),
+    "on the host": functools.partial(by_distributed, cpu_offload=True),
+    "deepcopy": lambda first, optimizer, *_: copy.deepcopy(optimizer),
+    "pickle": lambda first, optimizer, *_: pickle.loads(pickle.dumps(optimizer)),
+}
+
+
+@pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
+def test_every_number_of_the_progress_arrives(road):
+    net, optimizer = build()
+    train(net, optimizer, 0, 2)
+    for i, field in enumerate(dataclasses.fields(optimizer.progress)):
+        setattr(
+            optimizer.progress, field.name, field.default + 7 + i + (0.1 if isinstance(field.default, float) else 0)
+        )
+    arrived = road(net, optimizer, *build()).progress
+    assert arrived == optimizer.progress and arrived is not optimizer.progress
+    assert list(map(type, vars(arrived).values())) == list(map(type, vars(optimizer.progress).values()))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
