@@ -208,7 +208,8 @@ def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype, optim):
         assert a.keys() == b.keys()
         for key in a:
             assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key])
-            assert a[key].dtype == torch.float32 or "exp_avg_sq" in a, "AdamW keeps its state in the parameter's dtype"
+            wide = key == "progress" or a[key].dtype == torch.float32
+            assert wide or "exp_avg_sq" in a, "AdamW keeps its state in the parameter's dtype"
 
 
 def test_adamw_checkpoint_is_refused_with_a_sentence(tmp_path):
