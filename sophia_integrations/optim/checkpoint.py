@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,10 @@ def saved_with(progress: Progress, optimizer: Optimizer) -> Iterator[None]:
     """Around `Optimizer.state_dict`: puts `progress` where the states have its place; the user's hooks see it."""
 
     def put(_: Optimizer, saved: dict[str, Any]) -> None:
+        numbers = functools.cache(progress.as_tensor)
         for i, state in saved["state"].items():
             if KEY in state:
-                saved["state"][i] = {**state, KEY: progress.as_tensor(state["exp_avg"].device)}
+                saved["state"][i] = {**state, KEY: numbers(state["exp_avg"].device)}
 
     hook = optimizer.register_state_dict_post_hook(put, prepend=True)
     try:
@@ -40,11 +42,12 @@ def exactly_loaded(optimizer: Optimizer) -> Iterator[None]:
     """
     loaded: dict[str, Any] = {}
 
-    def check(_: Optimizer, final: dict[str, Any]) -> None:
+    def check(_: Optimizer, final: dict[str, Any]) -> dict[str, Any]:
         check_loadable(final, optimizer.param_groups)
         warn_changed_hyperparameters(optimizer.param_groups, final["param_groups"])
-        final["param_groups"] = [dict(group) for group in final["param_groups"]]
-        loaded.update(final, progress=saved_in(final["state"].values(), final["param_groups"]))
+        groups = [dict(group) for group in final["param_groups"]]
+        loaded.update(final, param_groups=groups, progress=saved_in(final["state"].values(), groups))
+        return {**final, "param_groups": groups}
 
     def copy(_: Optimizer) -> None:
         for saved, group in zip(loaded["param_groups"], optimizer.param_groups, strict=True):

@@ -61,11 +61,12 @@ def saved_in(states: Iterable[MutableMapping[str, Any]], groups: Iterable[Mutabl
     """
     older = taken_from(groups)
     for values in (state[KEY] for state in states if KEY in state):
-        if isinstance(values, Tensor):
+        if isinstance(values, Tensor) and len(values):
             return Progress.of_tensor(values)
         raise ValueError(
-            "this flattened checkpoint was written by an older version, whose counters torch.distributed.checkpoint no "
-            "longer finds: save it without flatten_optimizer_state_dict by that version, and load that."
+            "the counters of the run are lost on the way from this checkpoint. Of an older version's, "
+            "torch.distributed.checkpoint finds them only without flatten_optimizer_state_dict: save it so by that "
+            "version. Otherwise save optimizer.state_dict(), and not what is in optimizer.state."
         )
     return older
 

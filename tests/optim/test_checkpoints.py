@@ -205,9 +205,22 @@ def test_a_flattened_checkpoint_with_counters_in_its_groups_is_refused():
     saved = get_optimizer_state_dict(net, optimizer, options=flat)
     older = {key: value for key, value in saved.items() if not key.endswith(".progress")}
     other, resumed = build()
-    with pytest.raises(ValueError, match="flattened checkpoint was written by an older version, whose counters"):
+    with pytest.raises(ValueError, match=r"counters of the run are lost.* without flatten_optimizer_state_dict: save"):
         set_optimizer_state_dict(other, resumed, older, options=flat)
     assert resumed.progress.step == 1, "torch's own step, which creates the state"
+
+
+def test_a_state_that_was_not_saved_by_state_dict_is_refused():
+    net, optimizer = build()
+    train(net, optimizer, 0, 7)
+    saved = optimizer.state_dict()
+    saved["state"] = {
+        i: optimizer.state[p] for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])
+    }
+    _, resumed = build()
+    with pytest.raises(ValueError, match=r"save optimizer.state_dict\(\), and not what is in optimizer.state"):
+        resumed.load_state_dict(saved)
+    assert not resumed.state and resumed.progress.step == 0
 
 
 def test_a_state_dict_keeps_the_progress_of_its_moment_and_hooks_see_it():
