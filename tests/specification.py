@@ -87,7 +87,7 @@ class Specification:
         before = {
             p: (p.detach().clone(), {k: v.clone() for k, v in optimizer.state.get(p, {}).items()}) for p, _ in groups
         }
-        estimator, step = optimizer.estimator, optimizer.param_groups[0]["step"]
+        estimator, step = optimizer.estimator, optimizer.progress.step
         asked = len(estimator.asked)
         optimizer.step()
         trained = [p for p, _ in groups if p.requires_grad]
@@ -113,7 +113,9 @@ class Specification:
         }
         options.update(zip(("beta1", "beta2"), group["betas"], strict=True))
         options.update(rho=optimizer.stats()["rho"] if group["rho"] == "auto" else group["rho"], lr=float(group["lr"]))
-        options.update(step=step, updates=group["hessian_updates"], predictions=optimizer.estimator.predictions)
+        options.update(
+            step=step, updates=optimizer.progress.hessian_updates, predictions=optimizer.estimator.predictions
+        )
         new = []
         for i, basis in enumerate(bases):
             own = [x if x is None or pieces is None else x[i] for x in parts]

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sophia_integrations  # noqa: F401  (makes optim="sophia" known)
 from sophia_integrations.curvature import Categorical
+from sophia_integrations.optim.progress import Progress
 
 VOCABULARY = 61
 LENGTH = 12
@@ -161,6 +162,14 @@ def through_file(obj):
     torch.save(obj, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def as_an_older_version_wrote_it(saved):
+    """A state dict of Sophia with its progress in every group."""
+    states = {i: {k: v for k, v in state.items() if k != "progress"} for i, state in saved["state"].items()}
+    progress = next((state["progress"] for state in saved["state"].values()), None)
+    counters = {} if progress is None else vars(Progress.of_tensor(progress))
+    return {"state": states, "param_groups": [{**group, **counters} for group in saved["param_groups"]]}
 
 
 def run_worker(name, *arguments, processes=1, timeout=150, expect=0):

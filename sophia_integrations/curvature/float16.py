@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,35 @@ from torch.utils._pytree import tree_leaves
 
 from .tap import MicroBatch
 
-FLOAT16_LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
+LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
 """Tried in turn, because small gradients vanish in float16 and large ones overflow; what comes out is scaled back."""
 
 _NODES = 64
+
+Output = TypeVar("Output")
+Result = TypeVar("Result")
+
+
+def at_fitting_scale(
+    forward: Callable[[], tuple[Output, bool]],
+    backward: Callable[[Output, float | None], Result],
+    is_finite: Callable[[Result], bool],
+) -> Result:
+    """What `backward` makes of a forward: in float16 with the first of `LOSS_SCALES` under which all is finite.
+
+    Args:
+        forward: runs the model, anew for each scale, and says whether it `runs_in_float16`.
+        backward: gets what it returned and a scale for the loss; None without float16, and the result is not judged.
+        is_finite: whether a result is; under the last scale it is taken as it is.
+    """
+    for scale in LOSS_SCALES:
+        output, half = forward()
+        if not half:
+            return backward(output, None)
+        result = backward(output, scale)
+        if is_finite(result):
+            break
+    return result
 
 
 def runs_in_float16(model: nn.Module, batch: MicroBatch, output: Any) -> bool:

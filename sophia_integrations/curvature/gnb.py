@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..optim.checks import warn_caller
 from .engine import UnitEstimator
-from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
-from .reduction import ArrivedTwice, DiagonalSum, world_size_of
+from .float16 import at_fitting_scale, runs_in_float16
+from .reduction import DiagonalSum, world_size_of
 from .sampling import keyed_generator
 from .tap import MicroBatch
 from .transfer import known_to_be_zero
@@ -45,9 +45,8 @@ class GaussNewtonBartlett(UnitEstimator):
     def _add_units(self, batches: list[MicroBatch], total: DiagonalSum, step: int) -> None:
         bring_home([batch.witness for batch in batches if batch.witness is not None])
         self._check_scale([self.readout.ask(batch) for batch in batches])
-        try:
-            super()._add_units(batches, total, step)
-        except ArrivedTwice:
+        super()._add_units(batches, total, step)
+        if total.squared_in_parts:
             self._squares_on_arrival = False
             total.clear()
             super()._add_units(batches, total, step)
@@ -72,23 +71,25 @@ class GaussNewtonBartlett(UnitEstimator):
         )
 
     def add_unit(self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum, counts: bool) -> None:
-        for scale in FLOAT16_LOSS_SCALES:
-            with torch.enable_grad():
-                loss, predictions, half = self._drawn_loss(batch, key)
-            scale = scale if half else 1.0
+        def backward(drawn: tuple[Tensor, Tensor | int], scale: float | None) -> tuple[Tensor | int, float]:
+            loss, predictions = drawn
+            total.discard_gradients()
             # Without predictions there is no backward, unless other ranks may wait for this one's gradients.
             if total.sharded or (counts and not known_to_be_zero(predictions)):
-                early = self._squares_on_arrival and not (half or total.sharded)
+                early = scale is None and self._squares_on_arrival and not total.sharded
                 with total.squared_on_arrival() if early else contextlib.nullcontext():
-                    loss.backward(torch.full_like(loss, scale if counts else 0.0))
-            if not half or scale == FLOAT16_LOSS_SCALES[-1] or total.gradients_are_finite():
-                break
-            total.discard_gradients()
+                    loss.backward(torch.full_like(loss, (scale or 1.0) if counts else 0.0))
+            return predictions, scale or 1.0
+
+        predictions, scale = at_fitting_scale(
+            lambda: self._drawn_loss(batch, key), backward, lambda _: total.gradients_are_finite()
+        )
         total.add_squared_gradients(scale)
         total.count(predictions if counts else 0)
 
-    def _drawn_loss(self, batch: MicroBatch, key: tuple[int, ...]) -> tuple[Tensor, Tensor | int, bool]:
-        """The summed loss at labels drawn from the model, how many they are, and whether it ran in float16."""
+    @torch.enable_grad()
+    def _drawn_loss(self, batch: MicroBatch, key: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor | int], bool]:
+        """The summed loss at labels drawn from the model and how many they are; and whether it ran in float16."""
         likelihood = self.readout.likelihood
         with self.autocast_of(batch):
             labels = self.readout.labels(self.model, batch)
@@ -101,7 +102,7 @@ class GaussNewtonBartlett(UnitEstimator):
         sampled = likelihood.sample(detached, labels, keyed_generator(device, *key))
         predictions = likelihood.count(detached, sampled)
         half = runs_in_float16(self.model, batch, prediction)
-        return likelihood.nll_sum(prediction, sampled), predictions, half
+        return (likelihood.nll_sum(prediction, sampled), predictions), half
 
 
 def _is_power_of_two(scale: float) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..optim import Coordinates, Estimate
 from ..ranges import require_in_range
 from .engine import UnitEstimator
-from .float16 import FLOAT16_LOSS_SCALES, runs_in_float16
+from .float16 import at_fitting_scale, runs_in_float16
 from .readout import Readout
 from .reduction import NO_COORDINATES, DiagonalSum, is_sharded
 from .sampling import keyed_generator
@@ -97,24 +97,28 @@ class Hutchinson(UnitEstimator):
         predictions = int(self.readout.count(self.model, batch))  # the mean loss of none is not finite
         if predictions:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                for param, diagonal in self._scaled_diagonals(batch, key, total):
+                diagonals = at_fitting_scale(
+                    lambda: self._mean_loss(batch),
+                    lambda loss, scale: self._scaled_diagonals(loss, scale, key, total),
+                    lambda found: all(bool(diagonal.isfinite().all()) for _, diagonal in found),
+                )
+                for param, diagonal in diagonals:
                     total.add({param: diagonal.mul_(predictions / self.probes)})
         total.count(predictions)
 
+    def _mean_loss(self, batch: MicroBatch) -> tuple[Tensor, bool]:
+        """The loss, and whether it ran in float16."""
+        with self.autocast_of(batch):
+            args, kwargs = self.readout.loss_inputs(self.model, batch)
+            loss = self._loss(self.model(*args, **kwargs), batch)
+        return loss, runs_in_float16(self.model, batch, loss)
+
     def _scaled_diagonals(
-        self, batch: MicroBatch, key: tuple[int, ...], total: DiagonalSum
+        self, loss: Tensor, scale: float | None, key: tuple[int, ...], total: DiagonalSum
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        """`_diagonals` of the unit's loss; in float16 of that loss times the first scale under which none overflows."""
-        for scale in FLOAT16_LOSS_SCALES:
-            with self.autocast_of(batch):
-                args, kwargs = self.readout.loss_inputs(self.model, batch)
-                loss = self._loss(self.model(*args, **kwargs), batch)
-            if not runs_in_float16(self.model, batch, loss):
-                return self._diagonals(loss, key, total)
-            found = [(p, d.div_(scale)) for p, d in self._diagonals(loss.float() * scale, key, total)]
-            if all(bool(diagonal.isfinite().all()) for _, diagonal in found):
-                break
-        return found
+        if scale is None:
+            return self._diagonals(loss, key, total)
+        return [(p, d.div_(scale)) for p, d in self._diagonals(loss.float() * scale, key, total)]
 
     def _diagonals(self, loss: Tensor, key: tuple[int, ...], total: DiagonalSum) -> Iterator[tuple[Tensor, Tensor]]:
         """For each probe and each parameter that the loss bends in: v ⊙ Hv, at least float32.

@@ -20,10 +20,6 @@ from .transfer import numbers
 NO_COORDINATES: Mapping[Tensor, Coordinates] = MappingProxyType({})
 
 
-class ArrivedTwice(Exception):
-    """A gradient was squared on arrival, and it was only a part."""
-
-
 class DiagonalSum:
     """Σ_u of per-parameter diagonals, as views of one flat float32 buffer per device, and the count N.
 
@@ -46,6 +42,7 @@ class DiagonalSum:
         coordinates: Mapping[Tensor, Coordinates] = NO_COORDINATES,
     ) -> None:
         self.sharded = is_sharded(model)
+        self.squared_in_parts = False
         self.coordinates = coordinates
         self._group = group
         self._predictions: Tensor | int = 0
@@ -100,6 +97,7 @@ class DiagonalSum:
 
     def clear(self) -> None:
         """Begin anew; `.grad` stays."""
+        self.squared_in_parts = False
         self._predictions = self._batch_predictions = 0
         for flat in self._flat:
             flat.zero_()
@@ -131,17 +129,14 @@ class DiagonalSum:
     def squared_on_arrival(self) -> Iterator[None]:
         """Around a unit's backward: add each gradient's square as it arrives, and let the gradient go.
 
-        So a pass holds one gradient at a time, not a second set of them.
-
-        Raises:
-            ArrivedTwice: from the backward, when the gradient of a parameter comes in parts, as that of a weight shared
-                with reentrant checkpointing does; this sum is then of no use.
+        So a pass holds one gradient at a time, not a second set of them. Where the gradient of a parameter comes in
+        parts, as that of a weight shared with reentrant checkpointing does, this sum is of no use in the end, and
+        `squared_in_parts` says so: autograd runs a backward of its own there, and tells nobody before.
         """
         squared: set[Tensor] = set()
 
         def arrived(param: Tensor) -> None:
-            if param in squared:
-                raise ArrivedTwice
+            self.squared_in_parts |= param in squared
             squared.add(param)
             self._add_square(param, 1.0)
 

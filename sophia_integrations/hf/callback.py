@@ -37,11 +37,10 @@ class SophiaCallback(TrainerCallback):
         sophia = find_sophia(optimizer)
         if sophia is None or sophia.estimator is not None:
             return
-        group = sophia.param_groups[0]
-        if group["step"] and not group["hessian_updates"]:
+        if sophia.progress.step and not sophia.progress.hessian_updates:
             warn_caller(
-                f"Sophia made {group['step']} steps without a single Hessian estimate: they were sign momentum under "
-                "another name. Train with optim='sophia', which brings its estimator, or give the optimizer one: "
+                f"Sophia made {sophia.progress.step} steps without a single Hessian estimate: they were sign momentum "
+                "under another name. Train with optim='sophia', which brings its estimator, or give the optimizer one: "
                 "SophiaG(…, estimator=GaussNewtonBartlett(model))."
             )
 

@@ -79,7 +79,7 @@ class SophiaCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch = None
-        step = self._sophia.param_groups[0]["step"]
+        step = self._sophia.progress.step
         stepped = step > self._step_before or (step > 0 and not pl_module.automatic_optimization)
         if stepped and trainer._logger_connector.should_update_logs:
             self._log(pl_module)
@@ -161,7 +161,7 @@ class SophiaCallback(Callback):
 
     def _see(self, batch: Any) -> None:
         """Before the forward of a micro-batch: remember it, or which of its labels count."""
-        self._step_before = self._sophia.param_groups[0]["step"]
+        self._step_before = self._sophia.progress.step
         if self._takes_batches:
             self._batch, self._batch_is_new = batch, True
             self._remember()

@@ -4,6 +4,7 @@ from .estimator import Coordinates, Estimate, HessianEstimator
 from .functional import sophia_update
 from .groups import EIGEN_DEFAULTS, Conventions, param_groups, register_conventions
 from .log_figures import LogFigures
+from .progress import Progress
 from .reference import reference_rho, reference_step
 from .rule import Rule
 from .sharding import local
@@ -19,6 +20,7 @@ __all__ = [
     "Estimate",
     "HessianEstimator",
     "LogFigures",
+    "Progress",
     "Rule",
     "SophiaG",
     "SophiaH",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from .gradients import finite_mask
+from .progress import KEY, place
 from .sharding import local
 
 AS_TORCH = {"betas": (0.9, 0.999), "eps": 1e-8}
@@ -68,4 +69,5 @@ def _state_of(param: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         for key in STATE:
             state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state[KEY] = place()
     return state

@@ -146,13 +146,13 @@ class Basis:
 
 
 def into(bases: Sequence[Basis], xs: Sequence[Tensor]) -> list[Tensor]:
-    """Q_Lᵀ x Q_R of each, in the shape of `x`; those of one layout by one product."""
-    return _products(bases, xs, transposed=True)
+    """Q_Lᵀ x Q_R of each of one of `batches`, in the shape of `x`, by one product."""
+    return _product(bases, xs, transposed=True)
 
 
 def out_of(bases: Sequence[Basis], xs: Sequence[Tensor]) -> list[Tensor]:
-    """Q_L x Q_Rᵀ of each, in the shape of `x`; those of one layout by one product."""
-    return _products(bases, xs, transposed=False)
+    """Q_L x Q_Rᵀ of each of one of `batches`, in the shape of `x`, by one product."""
+    return _product(bases, xs, transposed=False)
 
 
 def average(bases: Sequence[Basis], gradients: Sequence[Tensor], beta: float) -> None:
@@ -192,16 +192,12 @@ def carry_hessian(bases: Sequence[Basis], turned: Mapping[int, Mapping[str, Tens
             hessians[i].copy_(h.view(hessians[i].shape))
 
 
-def _products(bases: Sequence[Basis], xs: Sequence[Tensor], transposed: bool) -> list[Tensor]:
-    found: list[Tensor] = list(xs)
-    for members in batches(bases, xs, "basis"):
-        states, layout = [bases[i].state for i in members], bases[members[0]].layout
-        sides = (_held_together(states, f"{side}_basis") for side in ("left", "right"))
-        left, right = (q if q is None or not transposed else q.mT for q in sides)
-        x = layout.of(len(members)).apply(_stack([xs[i] for i in members]), left, right)
-        for i, part in zip(members, x.view(len(members), -1), strict=True):
-            found[i] = part.view(xs[i].shape)
-    return found
+def _product(bases: Sequence[Basis], xs: Sequence[Tensor], transposed: bool) -> list[Tensor]:
+    states = [basis.state for basis in bases]
+    sides = (_held_together(states, f"{side}_basis") for side in ("left", "right"))
+    left, right = (q if q is None or not transposed else q.mT for q in sides)
+    product = bases[0].layout.of(len(bases)).apply(_stack(xs), left, right)
+    return [part.view(x.shape) for part, x in zip(product.view(len(bases), -1), xs, strict=True)]
 
 
 def batches(bases: Sequence[Basis], xs: Sequence[Tensor], what: str) -> list[list[int]]:
@@ -227,7 +223,7 @@ def _batch_elements(x: Tensor) -> int:
     return CPU_BATCH if x.device.type == "cpu" else DEVICE_BATCH
 
 
-def _stack(xs: list[Tensor]) -> Tensor:
+def _stack(xs: Sequence[Tensor]) -> Tensor:
     """The elements of all of them in their order; of one alone without a copy."""
     return xs[0] if len(xs) == 1 else torch.stack([x.reshape(-1) for x in xs])
 
@@ -292,7 +288,7 @@ def known_bases(groups: Groups, states: States) -> dict[Tensor, Basis]:
     return {p: basis for p, basis in bases.items() if basis.is_known}
 
 
-def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]) -> None:
+def turn_bases(groups: Groups, states: States, step: int, agree: Callable[[Tensor], object]) -> None:
     """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
     due: list[Basis] = []
     for group in groups:
@@ -301,13 +297,15 @@ def turn_bases(groups: Groups, states: States, agree: Callable[[Tensor], object]
         with_gradient = [p for p in group["params"] if p.grad is not None]
         layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}
         bases = {p: Basis(layout, state_of(states, p)) for p, layout in layouts.items()}
-        due += [basis for basis in bases.values() if _is_time(group, "basis_interval") or not basis.is_known]
-        seeing = {p: b for p, b in bases.items() if _is_time(group, "basis_factor_interval") or not b.is_known}
+        turning = _is_time(group, step, "basis_interval")
+        looking = _is_time(group, step, "basis_factor_interval")
+        due += [basis for basis in bases.values() if turning or not basis.is_known]
+        seeing = {p: basis for p, basis in bases.items() if looking or not basis.is_known}
         average(list(seeing.values()), [p.grad for p in seeing], group["basis_beta"])
     turned = refresh([side for basis in due for side in basis.sides()], agree)
     carry_hessian(due, turned)
 
 
-def _is_time(group: Mapping[str, Any], interval: str) -> bool:
-    """Whether what happens every `interval` steps, and at each one in the beginning, happens now."""
-    return group["step"] < group["basis_warmup"] or group["step"] % group[interval] == 0
+def _is_time(group: Mapping[str, Any], step: int, interval: str) -> bool:
+    """Whether what happens every `interval` steps, and at each one in the beginning, happens at `step`."""
+    return step < group["basis_warmup"] or step % group[interval] == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..ranges import require_in_range
 from .backends import require_fused
 from .basis import asked_layout, basis_layout
+from .progress import KEY
 from .state import Groups
 
 _FIXED_IN_A_RUN = (
@@ -34,9 +35,6 @@ _FIXED_IN_A_RUN = (
 _SHAPES_THE_STATE = ("update", "basis", "basis_max_dim", "basis_flatten")
 _CYCLES_MOMENTUM = ("max_momentum", "base_momentum")
 """What OneCycleLR leaves in a group whose betas it sets at every step."""
-_WARN_AFTER, _RAISE_AFTER = 2, 5
-"""Intervals without an estimate until a sentence, and until an error."""
-
 _NUMBERS = ("lr", "rho", "eps", "weight_decay")
 _INTERNAL = ("torch", __name__.partition(".")[0])
 
@@ -121,7 +119,7 @@ def _check_shapes(index: int, state: dict[str, Any], param: Tensor, group: dict[
     layout = asked_layout(param, group)
     expected = {**(layout.shapes() if layout else {}), "step": ()}
     for key, value in state.items():
-        if isinstance(value, Tensor) and tuple(value.shape) != tuple(expected.get(key, param.shape)):
+        if key != KEY and isinstance(value, Tensor) and tuple(value.shape) != tuple(expected.get(key, param.shape)):
             raise ValueError(
                 f"the checkpoint's {key} of parameter {index} has shape {tuple(value.shape)}, the parameter "
                 f"{tuple(param.shape)}: it belongs to another model."
@@ -152,30 +150,6 @@ def refuse_sparse_gradients(groups: Groups) -> None:
                 f"{rule} not support sparse gradients; use sparse=False in the embedding layer, or give it an "
                 "optimizer of its own such as torch.optim.SparseAdam."
             )
-
-
-def refuse_stale_curvature(group: dict[str, Any], last_drop: str, has_estimator: bool) -> None:
-    """No estimate at all is sign momentum, and no more of them is the curvature of another model.
-
-    Raises:
-        RuntimeError: no estimate within an interval, or none within `_RAISE_AFTER` of them since the last.
-    """
-    age, interval = group["step"] - group["hessian_step"], group["hessian_interval"]
-    if group["hessian_updates"] == 0 and group["step"] >= interval:
-        raise RuntimeError(
-            f"Sophia has made {group['step']} steps without a single Hessian estimate, so it would be sign "
-            f"momentum under another name. Cause: {last_drop}."
-        )
-    if not group["hessian_updates"] or age < _WARN_AFTER * interval:
-        return
-    stale = f"Sophia's last Hessian estimate is {age} steps old, and one is due every {interval}"
-    remedy = f"Cause: {last_drop}."
-    if not has_estimator:
-        remedy = "Set optimizer.estimator = GaussNewtonBartlett(model), or call update_hessian()."
-    if age >= _RAISE_AFTER * interval:
-        raise RuntimeError(f"{stale}: it would train on with the curvature of another model. {remedy}")
-    if not has_estimator and age == _WARN_AFTER * interval:
-        warn_caller(f"{stale}; at {_RAISE_AFTER * interval} steps it stops. {remedy}")
 
 
 def warn_caller(message: str) -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import eager
+from .adamw import adamw_update
 from .backends import chosen_backend
 from .basis import Basis, basis_layout, batches, into, known_bases, out_of
 from .estimator import Estimate
 from .gradients import all_finite, usable_gradient
+from .progress import Progress
 from .rule import Rule
 from .sharding import SumOverShards, local, sharding_of
-from .state import Groups, States, note, sophia_members, state_dtype, state_of
+from .state import Groups, States, sophia_members, state_dtype, state_of
 
 
-def fold(groups: Groups, states: States, diagonal: Mapping[Tensor, Tensor]) -> None:
-    """h ← β₂ h + (1 − β₂) ĥ, for what `diagonal` has; a matrix waits for its eigenbasis."""
-    bases = known_bases(groups, states)
+def fold(groups: Groups, states: States, progress: Progress, estimate: Estimate) -> None:
+    """h ← β₂ h + (1 − β₂) ĥ, for what the estimate has; a matrix waits for its eigenbasis."""
+    bases, diagonal = known_bases(groups, states), estimate.diagonal
     for param, group in sophia_members(groups):
         if param in diagonal and (param in bases or basis_layout(param, group) is None):
-            h, estimate = local(state_of(states, param)["hessian"]), local(diagonal[param])
-            h.lerp_(estimate.to(h.dtype), 1 - group["betas"][1])
+            h = local(state_of(states, param)["hessian"])
+            h.lerp_(local(diagonal[param]).to(h.dtype), 1 - group["betas"][1])
+    progress.hessian_step = progress.step
+    progress.batch_predictions = estimate.batch_predictions or estimate.num_predictions
+    progress.hessian_updates += 1
 
 
 def squared_gradients(groups: Groups, states: States, num_predictions: float) -> Estimate:
@@ -45,8 +50,38 @@ def squared_gradients(groups: Groups, states: States, num_predictions: float) ->
     return Estimate(diagonal, int(num_predictions))
 
 
+def update_groups(
+    groups: Groups, states: States, progress: Progress, counting: bool, fused: bool | None = None
+) -> list[Tensor]:
+    """One update of every parameter that has a gradient, each by the rule of its group.
+
+    Args:
+        counting: whether `progress` gets the shares of coordinates that the clip left alone, and that have ρh for a
+            denominator.
+        fused: as for `SophiaG`.
+
+    Returns:
+        0-dim int64 tensors: coordinates with a non-finite gradient.
+    """
+    shares, bad = SumOverShards() if counting else None, []
+    for group in groups:
+        if group["update"] == "adamw":
+            bad += adamw_update(group, states)
+        else:
+            bad += update_group(group, states, progress, shares, fused)
+    total = shares.total() if shares is not None else None
+    if total is not None and total[2]:
+        unclipped, curved, coordinates = total.tolist()
+        progress.win_rate, progress.curvature_share = unclipped / coordinates, curved / coordinates
+    return bad
+
+
 def update_group(
-    group: dict[str, Any], states: States, shares: SumOverShards | None, fused: bool | None = None
+    group: dict[str, Any],
+    states: States,
+    progress: Progress,
+    shares: SumOverShards | None,
+    fused: bool | None = None,
 ) -> Iterator[Tensor]:
     """One update of every parameter of a Sophia group that has a gradient.
 
@@ -57,7 +92,7 @@ def update_group(
     Yields:
         0-dim int64 tensors: coordinates with a non-finite gradient.
     """
-    rule, counting = Rule.of(group), shares is not None
+    rule, counting = Rule.of(group, progress), shares is not None
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     rotated: list[tuple[Any, ...]] = []
     for param in (p for p in group["params"] if p.grad is not None):
@@ -117,14 +152,6 @@ def _add(shares: SumOverShards | None, param: Tensor, counts: Tensor, coordinate
         shares.add(param, torch.cat([counts[1:], size]))
 
 
-def note_shares(groups: Groups, shares: SumOverShards) -> None:
-    """Keep the shares of coordinates that the clip left alone, and that have ρh for a denominator."""
-    total = shares.total()
-    if total is not None and total[2]:
-        unclipped, curved, coordinates = total.tolist()
-        note(groups, win_rate=unclipped / coordinates, curvature_share=curved / coordinates)
-
-
 def eigenbasis_update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -137,7 +164,7 @@ def eigenbasis_update(
     """One update with the clip taken in the eigenbasis, in place: θ ← θ − lr · Q_L clip(Q_Lᵀ m Q_R / …) Q_Rᵀ.
 
     Args:
-        params, grads, exp_avgs: θ, gradients and m of one device, those of one parameter of one shape.
+        params, grads, exp_avgs: θ, gradients and m of one of `basis.batches`.
         hessians: h in the eigenbasis, the shapes of θ.
 
     Returns:

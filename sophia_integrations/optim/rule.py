@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .progress import Progress
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -33,19 +35,19 @@ class Rule:
     noise: float = 0.0
 
     @classmethod
-    def of(cls, group: Mapping[str, Any]) -> Rule:
-        """The numbers of a parameter group at its present step."""
+    def of(cls, group: Mapping[str, Any], progress: Progress) -> Rule:
+        """The numbers of a parameter group in the coming step."""
         (beta1, beta2), corrected = group["betas"], group["bias_correction"]
-        predictions, updates = group["batch_predictions"], group["hessian_updates"]
+        predictions, updates = progress.batch_predictions, progress.hessian_updates
         return cls(
             lr=group["lr"],
             beta1=beta1,
-            rho=group["auto_rho"] if group["rho"] == "auto" else group["rho"],
+            rho=progress.auto_rho if group["rho"] == "auto" else group["rho"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
             nesterov=group["nesterov"],
-            momentum_scale=1 / (1 - beta1 ** (group["step"] + 1)) if corrected else 1.0,
+            momentum_scale=1 / (1 - beta1 ** (progress.step + 1)) if corrected else 1.0,
             hessian_scale=1 / (1 - beta2**updates) if corrected and updates else 1.0,
             noise=group["noise_floor"] / math.sqrt(predictions) if predictions else 0.0,
         )

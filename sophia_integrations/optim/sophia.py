@@ -10,24 +10,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .adamw import adamw_update
 from .basis import known_bases, turn_bases
-from .checkpoint import exactly_loaded
-from .checks import (
-    check_group,
-    check_hyperparameters,
-    refuse_sparse_gradients,
-    refuse_stale_curvature,
-    warn_caller,
-)
+from .checkpoint import exactly_loaded, saved_with
+from .checks import check_group, check_hyperparameters, refuse_sparse_gradients, warn_caller
 from .estimator import Estimate, HessianEstimator
-from .functional import fold, note_shares, squared_gradients, update_group
+from .functional import fold, squared_gradients, update_groups
 from .groups import completed
 from .later import Stopwatch
 from .nonfinite import NonFiniteGradients
+from .progress import Progress, taken_from
 from .rule import Rule
-from .sharding import SumOverShards, equal_on_all_ranks
-from .state import COUNTERS, hyperparameters_of, no_autocast, note, sophia_members
+from .sharding import equal_on_all_ranks
+from .staleness import is_stale, refuse_stale_curvature
+from .state import no_autocast, sophia_members
 from .statistics import curvature_statistics
 from .trust import UNCLIPPED, deciles_of, measured_ratios, set_rho
 
@@ -45,7 +40,8 @@ class SophiaG(Optimizer):
         θ ← θ − lr · clip(m / max(ρ h, ε), −1, 1)
 
     State per parameter: `exp_avg` (m) and `hessian` (h), float32 also for bf16 and fp16 parameters. The number
-    of predictions is part of ĥ, so ρ keeps its meaning for every batch size and world size.
+    of predictions is part of ĥ, so ρ keeps its meaning for every batch size and world size. What the run counts is in
+    `progress`, which a state dict has in each parameter's state.
 
     With `basis="eigen"` the clip is taken in the eigenbasis of the matrix (`optim.basis`), h is the diagonal there, and
     the state has factors and eigenvectors besides::
@@ -140,9 +136,9 @@ class SophiaG(Optimizer):
             basis_factor_interval=basis_factor_interval,
             basis_max_dim=basis_max_dim,
             basis_flatten=basis_flatten,
-            **COUNTERS,
         )
         check_hyperparameters(defaults)
+        self.progress = Progress()
         self._set_session(estimator, fused)
         super().__init__(params, defaults)
         self._arm()
@@ -156,19 +152,18 @@ class SophiaG(Optimizer):
         self._ratios: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_estimator": self._estimator, "_fused": self._fused}
+        own = ("progress", "_estimator", "_fused")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if not hasattr(self, "progress"):
+            self.progress = taken_from([self.defaults, *self.param_groups])
         for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            group.update({**self.defaults, **group})
         if not hasattr(self, "_watch"):
             self._set_session(state.get("_estimator"), state.get("_fused"))
             self._arm()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} (\n{hyperparameters_of(self.param_groups)})"
 
     @property
     def estimator(self) -> HessianEstimator | None:
@@ -188,8 +183,15 @@ class SophiaG(Optimizer):
     @property
     def hessian_due(self) -> bool:
         """Whether the next `step()` refreshes h: every k steps, and at once while there is no estimate yet."""
-        group = self.param_groups[0]
-        return group["step"] % group["hessian_interval"] == 0 or group["hessian_updates"] == 0
+        return self._begins_interval or self.progress.hessian_updates == 0
+
+    @property
+    def _interval(self) -> int:
+        return self.param_groups[0]["hessian_interval"]
+
+    @property
+    def _begins_interval(self) -> bool:
+        return self.progress.step % self._interval == 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `torch.optim.Optimizer` does, refusing parameters and values that Sophia cannot use.
@@ -197,13 +199,12 @@ class SophiaG(Optimizer):
         A group with `lr_scale` and no `lr` gets that multiple of the optimizer's.
         """
         super().add_param_group(completed(param_group, self.defaults["lr"]))
-        group, first = self.param_groups[-1], self.param_groups[0]
+        taken_from(self.param_groups[-1:])
         try:
-            check_group(group, first["hessian_interval"], self._fused)
+            check_group(self.param_groups[-1], self._interval, self._fused)
         except ValueError:
             self.param_groups.pop()
             raise
-        group.update({key: first[key] for key in COUNTERS})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -232,26 +233,23 @@ class SophiaG(Optimizer):
         return value
 
     def _advance(self) -> None:
-        groups, first, states = self.param_groups, self.param_groups[0], self.state
+        groups, states, progress = self.param_groups, self.state, self.progress
         refuse_sparse_gradients(groups)
-        turn_bases(groups, states, self._agree)
-        if self._estimator is not None and self.hessian_due:
-            self._refresh()
-        refuse_stale_curvature(first, self._last_drop, self._estimator is not None)
-        measured = first["step"] % first["hessian_interval"] == 0 or first["hessian_step"] == first["step"]
+        last_chance = is_stale(progress, self._interval)
+        if last_chance:
+            self._refresh_when_due()
+        refuse_stale_curvature(progress, self._interval, self._last_drop, self._estimator is not None)
+        turn_bases(groups, states, progress.step, self._agree)
+        if not last_chance:
+            self._refresh_when_due()
+        measured = self._begins_interval or progress.hessian_step == progress.step
         if measured:
-            self._ratios = measured_ratios(groups, states, known_bases(groups, states))
-            if self._ratios is not None:
-                set_rho(groups, self._ratios)
-        counts = SumOverShards() if measured else None
-        for group in groups:
-            adamws = group["update"] == "adamw"
-            for bad in adamw_update(group, states) if adamws else update_group(group, states, counts, self._fused):
-                self._nonfinite.add(bad)
-        if counts is not None:
-            note_shares(groups, counts)
-        note(groups, step=first["step"] + 1)
-        self._nonfinite.warn(first["step"], wait=first["step"] % first["hessian_interval"] == 1)
+            self._ratios = measured_ratios(groups, states, progress, known_bases(groups, states))
+            set_rho(groups, progress, self._ratios)
+        for bad in update_groups(groups, states, progress, measured, self._fused):
+            self._nonfinite.add(bad)
+        progress.step += 1
+        self._nonfinite.warn(progress.step, wait=progress.step % self._interval == 1)
         self._arm()
 
     @torch.no_grad()
@@ -270,7 +268,7 @@ class SophiaG(Optimizer):
         if not (math.isfinite(num_predictions) and num_predictions > 0):
             raise ValueError(f"num_predictions must be a positive number, got {num_predictions}.")
         with no_autocast(self.param_groups):
-            self._fold(squared_gradients(self.param_groups, self.state, num_predictions))
+            self._take(squared_gradients(self.param_groups, self.state, num_predictions))
 
     @torch.no_grad()
     def stats(self) -> dict[str, Any]:
@@ -291,19 +289,24 @@ class SophiaG(Optimizer):
             `hessian_seconds`: time spent in Hessian passes by this process.
             `nonfinite_gradients`: coordinates left untouched by this process because their gradient was not finite.
         """
-        group = self.param_groups[0]
+        progress, members = self.progress, list(sophia_members(self.param_groups))
         return {
-            "win_rate": group["win_rate"],
-            "curvature_share": group["curvature_share"],
-            "rho": next((Rule.of(g).rho for _, g in sophia_members(self.param_groups)), 0.0),
-            **curvature_statistics([p for p, _ in sophia_members(self.param_groups)], self.state),
+            "win_rate": progress.win_rate,
+            "curvature_share": progress.curvature_share,
+            "rho": Rule.of(members[0][1], progress).rho if members else 0.0,
+            **curvature_statistics([p for p, _ in members], self.state),
             "ratio_quantiles": deciles_of(self._ratios),
-            "hessian_age": group["step"] - 1 - group["hessian_step"] if group["hessian_updates"] else None,
-            "hessian_updates": group["hessian_updates"],
-            "hessian_skipped": group["hessian_skipped"],
+            "hessian_age": progress.step - 1 - progress.hessian_step if progress.hessian_updates else None,
+            "hessian_updates": progress.hessian_updates,
+            "hessian_skipped": progress.hessian_skipped,
             "hessian_seconds": self.hessian_seconds,
             "nonfinite_gradients": self._nonfinite.total(),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        with saved_with(self.progress, self):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, keeping m and h in float32 whatever the parameters' dtype.
@@ -321,28 +324,26 @@ class SophiaG(Optimizer):
     def _agree(self, tensor: Tensor) -> None:
         equal_on_all_ranks(tensor, getattr(self._estimator, "process_group", None))
 
-    def _refresh(self) -> None:
+    def _refresh_when_due(self) -> None:
+        if self._estimator is None or not self.hessian_due:
+            return
         self._watch.start(self.param_groups[0]["params"][0].device)
         bases = known_bases(self.param_groups, self.state)
         coordinates = {"coordinates": bases} if bases else {}
         trainable = [p for p, _ in sophia_members(self.param_groups) if p.requires_grad]
-        self._fold(self._estimator.estimate(trainable, self.param_groups[0]["step"], **coordinates))
+        self._take(self._estimator.estimate(trainable, self.progress.step, **coordinates))
         self._watch.stop()
 
-    def _fold(self, estimate: Estimate) -> None:
-        groups, first = self.param_groups, self.param_groups[0]
-        if not estimate.captured and not any(group["lr"] for group in groups):
+    def _take(self, estimate: Estimate) -> None:
+        progress = self.progress
+        if not estimate.captured and not any(group["lr"] for group in self.param_groups):
             return  # torch.distributed.checkpoint makes a step with lr 0 and no batch, only to create the state
-        if estimate.diagonal is None:
-            note(groups, hessian_skipped=first["hessian_skipped"] + 1)
-            self._last_drop = estimate.dropped or "the estimate was dropped"
-            if first["step"] % first["hessian_interval"] == 0:
-                warn_caller(f"Sophia made no Hessian estimate at step {first['step']}: {self._last_drop}.")
-            return
-        fold(groups, self.state, estimate.diagonal)
-        predictions = estimate.batch_predictions or estimate.num_predictions
-        note(groups, hessian_step=first["step"], batch_predictions=predictions)
-        note(groups, hessian_updates=first["hessian_updates"] + 1)
+        if estimate.diagonal is not None:
+            return fold(self.param_groups, self.state, progress, estimate)
+        progress.hessian_skipped += 1
+        self._last_drop = estimate.dropped or "the estimate was dropped"
+        if self._begins_interval:
+            warn_caller(f"Sophia made no Hessian estimate at step {progress.step}: {self._last_drop}.")
 
     def _arm(self) -> None:
         if self._estimator is not None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from .basis import Basis
 from .eager import followed
 from .gradients import usable_gradient
+from .progress import Progress
 from .rule import Rule
 from .sharding import SumOverShards, local, sharding_of
-from .state import Groups, States, note, sophia_members, state_of
+from .state import Groups, States, sophia_members, state_of
 
 UNCLIPPED = (0.6, 0.3)
 """The share left alone at the peak of the learning rate, and where it is 0."""
@@ -90,13 +91,13 @@ def share_at(lr: float, peak_lr: float, start: float, end: float) -> float:
     return end + (start - end) * (min(1.0, lr / peak_lr) if peak_lr > 0 else 1.0)
 
 
-def measured_ratios(groups: Groups, states: States, bases: Mapping[Tensor, Basis]) -> Tensor | None:
+def measured_ratios(groups: Groups, states: States, progress: Progress, bases: Mapping[Tensor, Basis]) -> Tensor | None:
     """The histogram of |m|/h over all of Sophia's coordinates and ranks, on the CPU; None without a gradient."""
     histogram = SumOverShards()
     plain = sum(p.numel() for p, _ in sophia_members(groups) if p.grad is not None and p not in bases)
     stride = plain // _SAMPLE | 1  # odd, not to see the same columns of every row
     for group in (g for g in groups if g["update"] == "sophia"):
-        rule = Rule.of(group)
+        rule = Rule.of(group, progress)
         sampled: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
         for param in (p for p in group["params"] if p.grad is not None):
             state = state_of(states, param)
@@ -112,12 +113,13 @@ def measured_ratios(groups: Groups, states: States, bases: Mapping[Tensor, Basis
     return histogram.total()
 
 
-def set_rho(groups: Groups, histogram: Tensor) -> None:
-    """Where ρ is "auto", make it the quantile of `histogram` that the learning rate asks for."""
+def set_rho(groups: Groups, progress: Progress, histogram: Tensor | None) -> None:
+    """Where ρ is "auto", make it the quantile of `histogram`, if there is one, that the learning rate asks for."""
     automatic = next((g for g in groups if g["update"] == "sophia" and g["rho"] == "auto"), None)
-    if automatic is None:
+    if automatic is None or histogram is None:
         return
     lr = float(automatic["lr"])
-    peak = max(lr, automatic["peak_lr"], float(automatic.get("initial_lr", 0.0)))
-    rho = quantile_of(histogram, share_at(lr, peak, *automatic["unclipped"]))
-    note(groups, peak_lr=peak, auto_rho=automatic["auto_rho"] if rho is None else rho)
+    progress.peak_lr = max(lr, progress.peak_lr, float(automatic.get("initial_lr", 0.0)))
+    rho = quantile_of(histogram, share_at(lr, progress.peak_lr, *automatic["unclipped"]))
+    if rho is not None:
+        progress.auto_rho = rho

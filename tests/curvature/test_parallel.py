@@ -145,7 +145,7 @@ def test_checkpoint_of_two_sharded_ranks_opens_in_one_process(tmp_path):
         assert torch.equal(optimizer.state[param]["hessian"], saved["h"][name])
         assert torch.equal(optimizer.state[param]["exp_avg"], saved["m"][name])
     stats = optimizer.stats()
-    assert optimizer.param_groups[0]["step"] == 3 and stats["hessian_updates"] == 2
+    assert optimizer.progress.step == 3 and stats["hessian_updates"] == 2
     for key in ("win_rate", "hessian_norm", "hessian_zero_fraction", "hessian_age"):
         assert float(stats[key]) == pytest.approx(saved["stats"][key]), key
 

@@ -129,6 +129,6 @@ def test_a_step_that_the_scaler_skips_ticks_nothing():
             model.net[0].weight.grad[0, 0] = float("inf")
         scaler.step(optimizer)
         scaler.update()
-        updates.append((optimizer.param_groups[0]["step"], optimizer.stats()["hessian_updates"]))
+        updates.append((optimizer.progress.step, optimizer.stats()["hessian_updates"]))
     assert updates == [(0, 0), (1, 1), (2, 1), (2, 1), (3, 2), (4, 2)]
     assert optimizer.stats()["hessian_skipped"] == 0

@@ -12,7 +12,7 @@ from sophia_integrations.curvature.rows import count_rows
 
 
 def counters(trainer):
-    return {k: sophia_of(trainer).param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")}
+    return {k: getattr(sophia_of(trainer).progress, k) for k in ("step", "hessian_updates", "hessian_skipped")}
 
 
 def anew(folder, data=None, **options):

@@ -75,7 +75,7 @@ def test_each_micro_batch_is_remembered_once(build, loader, last_window):
     class Count(pl.Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             if optimizer.hessian_due:
-                due.append((optimizer.param_groups[0]["step"], rows_remembered(optimizer)))
+                due.append((optimizer.progress.step, rows_remembered(optimizer)))
             else:
                 assert not rows_remembered(optimizer)
 

@@ -53,7 +53,7 @@ class FirstEstimate(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         sophia = sophia_of(trainer)
-        if sophia.param_groups[0]["hessian_updates"]:
+        if sophia.progress.hessian_updates:
             self.micro_batches = trainer.fit_loop.total_batch_idx + 1
             self.h = {n: sophia.state[p]["hessian"].clone() for n, p in pl_module.named_parameters()}
             trainer.should_stop = True
@@ -74,7 +74,7 @@ def test_16_mixed_with_a_gradient_scaler(kind):
     trainer.fit(module, loader(rows=4))
     make_trainer(Draw(), plain, max_steps=1).fit(twin, loader(rows=4))
     assert scaler.get_scale() < 2.0**26 and scaled.micro_batches > plain.micro_batches == 1
-    assert sophia_of(trainer).param_groups[0]["step"] == 1 and updates(trainer) == 1
+    assert sophia_of(trainer).progress.step == 1 and updates(trainer) == 1
     for name, h in plain.h.items():
         assert (scaled.h[name] - h).abs().max() <= 0.02 * h.abs().max() > 0, name
 
@@ -85,7 +85,7 @@ def test_estimates_follow_the_steps_that_a_gradient_scaler_lets_through(kind):
     module, loader = (LanguageModel(), token_loader()) if kind == "model" else (Classifier(), row_loader())
     trainer = make_trainer(max_steps=STEPS, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
     trainer.fit(module, loader)
-    steps = sophia_of(trainer).param_groups[0]["step"]
+    steps = sophia_of(trainer).progress.step
     skipped = round(26 - math.log2(scaler.get_scale()))  # every overflow halves the scale
     assert skipped > 0 and steps == STEPS - skipped
     assert updates(trainer) == math.ceil(steps / 5)

@@ -48,8 +48,8 @@ class Tuned:
         return [sophia], [torch.optim.lr_scheduler.StepLR(sophia, 3)]
 
     def on_before_zero_grad(self, optimizer):
-        group = optimizer.param_groups[0]
-        self.diary.append((group["step"], group["hessian_updates"], len(rows_remembered(optimizer))))
+        progress = optimizer.progress
+        self.diary.append((progress.step, progress.hessian_updates, len(rows_remembered(optimizer))))
 
 
 class Rows(Tuned, Classifier):
@@ -176,7 +176,7 @@ def test_configure_optimizers_called_again(kind, accumulation):
     first, second = again.built
     assert first is not second is sophia_of(trainer)
     for sophia in (first, second):
-        counted = {k: sophia.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")}
+        counted = {k: getattr(sophia.progress, k) for k in ("step", "hessian_updates", "hessian_skipped")}
         assert counted == {"step": 2 // accumulation, "hessian_updates": 1, "hessian_skipped": 0}
     assert first.estimator is None and second.estimator is not None
 
@@ -196,7 +196,7 @@ def test_an_optimizer_of_another_kind_gets_its_own_estimator():
     trainer = make_trainer(again, Look(), max_epochs=2, max_steps=-1)
     trainer.fit(Switch())
     assert kinds == [GaussNewtonBartlett, Hutchinson]
-    assert all(sophia.param_groups[0]["hessian_updates"] == 2 for sophia in again.built)
+    assert all(sophia.progress.hessian_updates == 2 for sophia in again.built)
 
 
 class TwoSteps(Rows):
@@ -222,8 +222,8 @@ def test_tuner_scale_batch_size_in_manual_optimization():
     class Seen(TwoSteps):
         def training_step(self, batch, batch_idx):
             super().training_step(batch, batch_idx)
-            group = self.optimizers().param_groups[0]
-            seen.append((group["step"], group["hessian_updates"]))
+            progress = self.optimizers().progress
+            seen.append((progress.step, progress.hessian_updates))
 
     module, trainer = Seen(), make_trainer(max_steps=STEPS)
     assert Tuner(trainer).scale_batch_size(module, max_trials=3) in (8, 16)  # 2.6 stops sooner
@@ -254,7 +254,7 @@ def test_an_optimizer_swapped_out_and_in_again_remembers_each_batch_once(monkeyp
     trainer = make_trainer(swap, max_epochs=4, max_steps=-1, limit_train_batches=2)
     trainer.fit(kind(hessian_interval=1))
     assert asked == [[4]] * (8 * steps)
-    assert [sophia.param_groups[0]["hessian_updates"] for sophia in swap.two] == [4 * steps] * 2
+    assert [sophia.progress.hessian_updates for sophia in swap.two] == [4 * steps] * 2
 
 
 @KINDS
@@ -269,7 +269,7 @@ def test_an_optimizer_kept_from_one_fit_to_the_next(kind, new_callback):
             callback = SophiaCallback(fraction=1.0, units=64)
         trainer = make_trainer(sophia=callback, max_steps=10)
         trainer.fit(module)
-        assert updates(trainer) == 2 * run and kept.param_groups[0]["step"] == 10 * run
+        assert updates(trainer) == 2 * run and kept.progress.step == 10 * run
 
 
 class Outside(Tokens):

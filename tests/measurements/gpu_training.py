@@ -122,7 +122,7 @@ def part_lightning(bench: Bench) -> None:
             **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
         )
         trainer.fit(module, torch.utils.data.DataLoader(token_rows(masked=False), batch_size=8))
-        updates = trainer.optimizers[0].param_groups[0]["hessian_updates"]
+        updates = trainer.optimizers[0].progress.hessian_updates
         first, last = (float(torch.stack(part).float().mean()) for part in (module.losses[:5], module.losses[-5:]))
         assert last < first < 1.2 * torch.tensor(float(VOCABULARY)).log() and updates >= 6, (first, last, updates)
         bench.say(**{f"{precision}, first and last loss": [first, last]})

@@ -58,7 +58,7 @@ def train(optim: str, options: argparse.Namespace) -> dict[str, float]:
     return {
         "peak": (_peak_rss() - before) / MIB,
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()) / MIB,
-        "passes": optimizer.param_groups[0].get("hessian_updates", 0),
+        "passes": optimizer.progress.hessian_updates if optim.startswith("sophia") else 0,
     }
 
 

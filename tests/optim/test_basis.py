@@ -1,10 +1,13 @@
 """The update in the eigenbasis is the float64 specification, for every shape, layout, dtype and option."""
 
+import dataclasses
+
 import pytest
 import torch
 from specification import Pieces, ScriptedEstimator, Specification, random_curvature
 
 from sophia_integrations import SophiaG
+from sophia_integrations.optim import Estimate
 
 OPTIONS = dict(
     lr=1e-2,
@@ -66,7 +69,7 @@ SHAPES = {
 def test_every_shape(shape, cap, pieces):
     param = torch.nn.Parameter(normal(*shape))
     optimizer = follow([param], {param: pieces}, basis_max_dim=cap)
-    expected = {"exp_avg", "hessian"}
+    expected = {"exp_avg", "hessian", "progress"}
     expected |= {f"left_{x}" for x in ("factor", "basis") if pieces.left}
     expected |= {f"right_{x}" for x in ("factor", "basis") if pieces.right}
     assert set(optimizer.state[param]) == expected
@@ -106,7 +109,7 @@ def test_what_is_no_matrix_stays_in_its_own_coordinates():
     params = [*others, long, matrix]
     optimizer = follow(params, {matrix: Pieces(1, 4, 5, 4, 5)}, basis_max_dim=100, steps=4)
     for p in [*others, long]:
-        assert set(optimizer.state[p]) == {"exp_avg", "hessian"}
+        assert set(optimizer.state[p]) == {"exp_avg", "hessian", "progress"}
 
 
 CHOICES = {
@@ -150,7 +153,7 @@ def test_every_dtype(dtype, maximize):
     param = torch.nn.Parameter(normal(6, 8, dtype=dtype))
     optimizer = follow([param], {param: Pieces(1, 6, 8, 6, 8)}, maximize=maximize, nesterov=True)
     wide = torch.promote_types(dtype, torch.float32)
-    assert param.dtype == dtype and {v.dtype for v in optimizer.state[param].values()} == {wide}
+    assert param.dtype == dtype and {v.dtype for k, v in optimizer.state[param].items() if k != "progress"} == {wide}
 
 
 LAYOUTS = {
@@ -308,3 +311,47 @@ def test_updates_by_hand_are_folded_in_the_basis():
         param.grad = normal(4, 5, seed=seed)
         optimizer.step()
     assert optimizer.stats()["hessian_updates"] == 1
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["no estimate ever", "an old one"])
+@pytest.mark.filterwarnings("ignore:Sophia made no Hessian estimate")
+def test_a_refused_step_changes_nothing_and_an_estimate_at_the_last_moment_saves_the_run(fresh):
+    """Factors, eigenvectors and h in them as well, though h is due and the basis turns at every step."""
+    param, bias = torch.nn.Parameter(normal(4, 6)), torch.nn.Parameter(normal(4))
+    answers = []
+
+    def supply(step, params):
+        return answers.pop() if answers else Estimate(None, dropped="there was no batch")
+
+    if not fresh:
+        answers.append([torch.ones(4, 6), torch.ones(4)])
+    groups = [{"params": [param], "basis": "eigen"}, {"params": [bias], "update": "sophia"}]
+    optimizer = SophiaG(groups, lr=0.1, rho="auto", hessian_interval=2, estimator=ScriptedEstimator(supply))
+
+    def step(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for p in (param, bias):
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+    lasts = 2 if fresh else 10
+    for seed in range(lasts):
+        step(seed)
+
+    def everything():
+        states = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in (param, bias)]
+        progress = dataclasses.replace(optimizer.progress, hessian_skipped=0)
+        return [param.detach().clone(), bias.detach().clone()], states, progress
+
+    thetas, states, progress = everything()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Cause: there was no batch"):
+            step(lasts)
+        again = everything()
+        assert all(map(torch.equal, thetas, again[0])) and again[2] == progress
+        for before, after in zip(states, again[1], strict=True):
+            assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
+    answers.append([torch.ones(4, 6), torch.ones(4)])
+    step(lasts)
+    assert optimizer.progress.step == lasts + 1 and optimizer.stats()["hessian_age"] == 0
+    assert not torch.equal(optimizer.state[param]["left_factor"], states[0]["left_factor"])

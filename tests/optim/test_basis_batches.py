@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sophia_integrations import SophiaG
 from sophia_integrations.optim import basis as module
-from sophia_integrations.optim import eigenvectors
-from sophia_integrations.optim.basis import Basis, average, carry_hessian, into, layout_of, out_of
+from sophia_integrations.optim import eigenvectors, functional
+from sophia_integrations.optim.basis import Basis, average, batches, carry_hessian, into, layout_of, out_of
 from sophia_integrations.optim.eigenvectors import refresh
 
 SHAPES = [(6, 8), (5, 3), (6, 8), (3, 4, 4), (6, 8), (6, 8), (3, 4, 4), (7, 4), (12, 4), (12, 4)]
@@ -29,6 +29,13 @@ def bases_of(shapes=SHAPES, cap=6):
 
 def gradients_of(shapes=SHAPES, seed=0):
     return [normal(*s, seed=seed + i) for i, s in enumerate(shapes)]
+
+
+def in_batches(product, bases, xs):
+    found = {}
+    for members in batches(bases, xs, "basis"):
+        found |= zip(members, product([bases[i] for i in members], [xs[i] for i in members]), strict=True)
+    return [found[i] for i in range(len(xs))]
 
 
 class Counted(TorchDispatchMode):
@@ -56,8 +63,8 @@ def test_equal_to_one_after_another(limit, monkeypatch):
         for basis, gradient in zip(alone, gradients, strict=True):
             average([basis], [gradient], 0.8)
             carry_hessian([basis], refresh(basis.sides()))
-        rotated = into(together, gradients)
-        returned = out_of(together, rotated)
+        rotated = in_batches(into, together, gradients)
+        returned = in_batches(out_of, together, rotated)
         for i, basis in enumerate(alone):
             torch.testing.assert_close(rotated[i], basis.into(gradients[i]), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(returned[i], gradients[i], rtol=1e-4, atol=1e-5)
@@ -175,3 +182,24 @@ def test_cholesky_is_as_good_as_householder_when_the_images_are_nearly_parallel(
     assert (found.mT @ found - eye).abs().max() < 1e-5
     triangle = found.mT @ images
     assert (triangle.tril(-1).abs() <= 1e-5 * images.norm(dim=1, keepdim=True) + 2e-8).all()
+
+
+def test_a_step_sorts_its_matrices_into_batches_once(monkeypatch):
+    params = [torch.nn.Parameter(normal(*shape)) for shape in SHAPES]
+    estimator = ScriptedEstimator(random_curvature)
+    options = dict(basis="eigen", basis_warmup=1, basis_interval=50, basis_factor_interval=50)
+    optimizer = SophiaG(params, lr=1e-2, hessian_interval=50, estimator=estimator, **options)
+    sorted_at_once = []
+
+    def counted(bases, xs, what):
+        sorted_at_once.append(len(bases))
+        return batches(bases, xs, what)
+
+    for step in range(2):
+        for i, p in enumerate(params):
+            p.grad = normal(*p.shape, seed=10 * step + i)
+        if step:
+            for each in (module, functional):
+                monkeypatch.setattr(each, "batches", counted)
+        optimizer.step()
+    assert [n for n in sorted_at_once if n] == [len(SHAPES)]

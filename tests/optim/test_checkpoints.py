@@ -1,12 +1,15 @@
 """Two rules, a basis and ρ by itself through every kind of checkpoint: bit for bit, or refused in one sentence."""
 
 import copy
+import dataclasses
+import functools
+import pickle
 import re
 
 import pytest
 import torch
 from specification import ScriptedEstimator, random_curvature
-from support import run_worker, through_file
+from support import as_an_older_version_wrote_it, run_worker, through_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -66,6 +69,7 @@ def assert_same_training(net, optimizer, other, resumed):
         for key, value in optimizer.state[p].items():
             assert value.dtype == resumed.state[q][key].dtype and torch.equal(value, resumed.state[q][key]), (name, key)
     assert_same_groups(optimizer.param_groups, resumed.param_groups)
+    assert optimizer.progress == resumed.progress
     same = ("win_rate", "curvature_share", "rho", "hessian_age", "hessian_updates", "hessian_skipped")
     assert [optimizer.stats()[k] for k in same] == [resumed.stats()[k] for k in same]
 
@@ -84,7 +88,7 @@ def test_resume_is_bit_exact_wherever_it_stops(stop, dtype):
     train(other, resumed, stop, STEPS)
     assert_same_training(net, whole, other, resumed)
     assert set(whole.state[net.matrix.weight]) == {
-        *("exp_avg", "hessian"),
+        *("exp_avg", "hessian", "progress"),
         *(f"{side}_{what}" for side in ("left", "right") for what in ("factor", "basis")),
     }
 
@@ -115,6 +119,41 @@ def test_distributed_checkpoint_state_dicts_round_trip(flat):
     assert_same_training(net, whole, other, resumed)
 
 
+def by_state_dict(first, optimizer, other, resumed):
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    return resumed
+
+
+def by_distributed(first, optimizer, other, resumed, **options):
+    options = StateDictOptions(**options)
+    saved = through_file(get_optimizer_state_dict(first, optimizer, options=options))
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    return resumed
+
+
+ROADS = {
+    "state dict": by_state_dict,
+    "distributed": by_distributed,
+    "flattened": functools.partial(by_distributed, flatten_optimizer_state_dict=True),
+    "on the host": functools.partial(by_distributed, cpu_offload=True),
+    "deepcopy": lambda first, optimizer, *_: copy.deepcopy(optimizer),
+    "pickle": lambda first, optimizer, *_: pickle.loads(pickle.dumps(optimizer)),
+}
+
+
+@pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
+def test_every_number_of_the_progress_arrives(road):
+    net, optimizer = build()
+    train(net, optimizer, 0, 2)
+    for i, field in enumerate(dataclasses.fields(optimizer.progress)):
+        setattr(
+            optimizer.progress, field.name, field.default + 7 + i + (0.1 if isinstance(field.default, float) else 0)
+        )
+    arrived = road(net, optimizer, *build()).progress
+    assert arrived == optimizer.progress and arrived is not optimizer.progress
+    assert list(map(type, vars(arrived).values())) == list(map(type, vars(optimizer.progress).values()))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 def test_a_distributed_checkpoint_on_disk(tmp_path):
     import torch.distributed.checkpoint as checkpoint
@@ -139,6 +178,63 @@ basis_factor_interval basis_max_dim basis_flatten
 hessian_step batch_predictions auto_rho peak_lr win_rate curvature_share""".split()
 
 
+@pytest.mark.parametrize("distributed", [False, True], ids=["state dict", "distributed checkpoint"])
+def test_a_checkpoint_with_counters_in_its_groups_resumes_bit_exactly(distributed):
+    net, whole = build()
+    train(net, whole, 0, STEPS)
+    first, optimizer = build()
+    train(first, optimizer, 0, 7)
+    saved = get_optimizer_state_dict(first, optimizer) if distributed else optimizer.state_dict()
+    saved = as_an_older_version_wrote_it(through_file(saved))
+    other, resumed = build()
+    other.load_state_dict(first.state_dict())
+    if distributed:
+        set_optimizer_state_dict(other, resumed, saved)
+    else:
+        resumed.load_state_dict(saved)
+    assert not any(key in group for group in resumed.param_groups for key in vars(resumed.progress))
+    train(other, resumed, 7, STEPS)
+    assert_same_training(net, whole, other, resumed)
+
+
+def test_a_flattened_checkpoint_with_counters_in_its_groups_is_refused():
+    """torch.distributed.checkpoint hands on no key of a group that the group in memory does not have."""
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    net, optimizer = build()
+    train(net, optimizer, 0, 7)
+    saved = get_optimizer_state_dict(net, optimizer, options=flat)
+    older = {key: value for key, value in saved.items() if not key.endswith(".progress")}
+    other, resumed = build()
+    with pytest.raises(ValueError, match=r"counters of the run are lost.* without flatten_optimizer_state_dict: save"):
+        set_optimizer_state_dict(other, resumed, older, options=flat)
+    assert resumed.progress.step == 1, "torch's own step, which creates the state"
+
+
+def test_a_state_that_was_not_saved_by_state_dict_is_refused():
+    net, optimizer = build()
+    train(net, optimizer, 0, 7)
+    saved = optimizer.state_dict()
+    saved["state"] = {
+        i: optimizer.state[p] for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])
+    }
+    _, resumed = build()
+    with pytest.raises(ValueError, match=r"save optimizer.state_dict\(\), and not what is in optimizer.state"):
+        resumed.load_state_dict(saved)
+    assert not resumed.state and resumed.progress.step == 0
+
+
+def test_a_state_dict_keeps_the_progress_of_its_moment_and_hooks_see_it():
+    net, optimizer = build()
+    seen = []
+    optimizer.register_state_dict_post_hook(lambda _, saved: seen.append(saved["state"][0]["progress"].clone()))
+    train(net, optimizer, 0, 3)
+    saved = optimizer.state_dict()
+    train(net, optimizer, 3, 6)
+    optimizer.state_dict()
+    assert [int(values[0]) for values in seen] == [3, 6] and int(saved["state"][0]["progress"][0]) == 3
+    assert len(optimizer._optimizer_state_dict_post_hooks) == 1
+
+
 def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
     def plain():
         torch.manual_seed(0)
@@ -151,7 +247,7 @@ def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
     train(net, whole, 0, STEPS)
     first, optimizer = plain()
     train(first, optimizer, 0, 7)
-    saved = optimizer.state_dict()
+    saved = as_an_older_version_wrote_it(optimizer.state_dict())
     for group in saved["param_groups"]:
         for key in NEW_KEYS:
             del group[key]
@@ -168,7 +264,7 @@ def test_groups_saved_before_there_were_two_rules_load_and_train_on_alike():
         older = SophiaG(matrix.parameters(), estimator=ScriptedEstimator(random_curvature))
         matrix.weight.grad = torch.ones(5, 6)
         older.step()
-        saved = older.state_dict()
+        saved = as_an_older_version_wrote_it(older.state_dict())
         for key in NEW_KEYS:
             del saved["param_groups"][0][key]
         SophiaG(matrix.parameters(), basis="eigen").load_state_dict(saved)
@@ -289,7 +385,7 @@ def test_a_pre_hook_converts_an_official_checkpoint():
     optimizer.load_state_dict(original)
     for p in params:
         assert (optimizer.state[p]["hessian"] == 4).all() and (optimizer.state[p]["exp_avg"] == 1).all()
-        assert set(optimizer.state[p]) == {"exp_avg", "hessian"}
+        assert set(optimizer.state[p]) == {"exp_avg", "hessian", "progress"}
     assert (original["state"][0]["hessian"] == 0.5).all()
 
 

@@ -5,14 +5,13 @@ import pickle
 
 import pytest
 import torch
-from support import through_file
+from support import as_an_older_version_wrote_it, through_file
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 HALF = 7
-COUNTERS = ("step", "hessian_updates", "hessian_skipped")
 
 
 def build(curvature, scripted, dtype=torch.bfloat16, **options):
@@ -61,8 +60,8 @@ def test_resume_is_bit_exact_in_the_middle_of_an_interval(dtype, curvature, scri
         for key in ("exp_avg", "hessian"):
             assert whole.state[p][key].dtype == resumed.state[q][key].dtype
             assert torch.equal(whole.state[p][key], resumed.state[q][key])
-    counters = [[group[k] for k in COUNTERS] for group in whole.param_groups]
-    assert counters == [[group[k] for k in COUNTERS] for group in resumed.param_groups] == [[14, 3, 0]] * 2
+    assert whole.progress == resumed.progress
+    assert (whole.progress.step, whole.progress.hessian_updates, whole.progress.hessian_skipped) == (14, 3, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -72,8 +71,9 @@ def test_state_is_float32_for_low_precision_parameters(dtype, curvature, scripte
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
     for i, p in enumerate(params):
-        assert set(optimizer.state[p]) == {"exp_avg", "hessian"}
-        for key, value in optimizer.state[p].items():
+        assert set(optimizer.state[p]) == set(saved["state"][i]) == {"exp_avg", "hessian", "progress"}
+        for key in ("exp_avg", "hessian"):
+            value = optimizer.state[p][key]
             assert value.dtype == torch.float32 and torch.equal(value, saved["state"][i][key])
 
 
@@ -94,15 +94,16 @@ def test_a_loaded_state_is_a_copy_in_the_parameters_layout(curvature, scripted):
 def test_an_older_checkpoint_gets_todays_defaults(curvature, scripted):
     params, optimizer = build(curvature, scripted)
     train(params, optimizer, 0, 3)
-    saved = optimizer.state_dict()
-    missing = ("eps", "maximize", "hessian_interval", *COUNTERS)
+    saved = as_an_older_version_wrote_it(optimizer.state_dict())
+    missing = ("eps", "maximize", "hessian_interval")
     for group in saved["param_groups"]:
-        for key in missing:
+        for key in (*missing, "step", "hessian_updates", "hessian_skipped"):
             del group[key]
     params, resumed = build(curvature, scripted, eps=1e-8, hessian_interval=4)
     resumed.load_state_dict(saved)
     for group in resumed.param_groups:
-        assert [group[key] for key in missing] == [1e-8, False, 4, 0, 0, 0]
+        assert [group[key] for key in missing] == [1e-8, False, 4]
+    assert (resumed.progress.step, resumed.progress.hessian_updates, resumed.progress.hessian_skipped) == (0, 0, 0)
     train(params, resumed, 0, 5)
     assert resumed.estimator.asked == [0, 4]
 
@@ -189,8 +190,26 @@ def test_copies_of_model_and_optimizer_train_on_alike(clone):
     go_on(model, optimizer, HALF)
     go_on(twin_model, twin, HALF)
     assert twin.stats()["hessian_updates"] == optimizer.stats()["hessian_updates"] == 3
+    assert twin.progress == optimizer.progress and twin.progress is not optimizer.progress
     for p, q in zip(model.parameters(), twin_model.parameters(), strict=True):
         assert torch.equal(p, q) and torch.equal(optimizer.state[p]["hessian"], twin.state[q]["hessian"])
+
+
+def test_an_optimizer_pickled_by_an_older_version_trains_on_alike():
+    model, optimizer = small()
+    go_on(model, optimizer, HALF)
+    older = optimizer.__getstate__()
+    counters = vars(older.pop("progress"))
+    older["defaults"] = {**older["defaults"], **dict.fromkeys(counters, 0)}
+    older["param_groups"] = [{**group, **counters} for group in older["param_groups"]]
+    twin_model, older = copy.deepcopy((model, older))
+    twin = SophiaG.__new__(SophiaG)
+    twin.__setstate__(older)
+    assert twin.progress == optimizer.progress and not set(counters) & set(twin.param_groups[0])
+    go_on(model, optimizer, HALF)
+    go_on(twin_model, twin, HALF)
+    assert twin.progress == optimizer.progress
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin_model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
@@ -222,7 +241,7 @@ def small():
 
 def go_on(model, optimizer, steps):
     for _ in range(steps):
-        generator = torch.Generator().manual_seed(optimizer.param_groups[0]["step"])
+        generator = torch.Generator().manual_seed(optimizer.progress.step)
         x, y = torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -242,7 +261,7 @@ def test_distributed_checkpoint_state_dicts_round_trip(curvature, scripted):
     weight = other.weight.detach().clone()
     set_optimizer_state_dict(other, resumed, get_optimizer_state_dict(model, optimizer))
     assert torch.equal(other.weight, weight)
-    assert resumed.param_groups[0]["step"] == 4 and resumed.estimator.armed[-1] is False
+    assert resumed.progress.step == 4 and resumed.estimator.armed[-1] is False
     for key in ("exp_avg", "hessian"):
         assert torch.equal(resumed.state[other.weight][key], optimizer.state[model.weight][key])
 
@@ -252,12 +271,11 @@ def test_a_group_added_later_joins_the_schedule(curvature, scripted):
     train(params, optimizer, 0, 6)
     late = torch.nn.Parameter(torch.ones(4))
     optimizer.add_param_group({"params": [late], "lr": 0.5, "step": 99})
-    counters = [[group[k] for k in COUNTERS] for group in optimizer.param_groups]
-    assert counters == [[6, 2, 0]] * 3
+    assert "step" not in optimizer.param_groups[-1] and optimizer.progress.step == 6
     train([*params, late], optimizer, 6, 11)
     assert optimizer.estimator.asked == [0, 5, 10]
     assert (optimizer.state[late]["hessian"] > 0).all()
-    assert {g["step"] for g in optimizer.param_groups} == {11}
+    assert optimizer.progress.step == 11
 
 
 @pytest.mark.parametrize(

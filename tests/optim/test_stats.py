@@ -1,5 +1,6 @@
 """Diagnostics on numbers worked out by hand, and `update_hessian`, the official loop's manual way."""
 
+import dataclasses
 import math
 
 import pytest
@@ -106,6 +107,6 @@ def test_age_zeros_and_quantiles_of_the_curvature():
 def test_printing_shows_what_was_given_and_not_what_was_counted():
     optimizer = SophiaG(torch.nn.Linear(3, 2).parameters(), lr=1e-3, rho=0.07)
     shown = repr(optimizer)
-    assert shown.startswith("SophiaG (\nParameter group 0: 2 parameters\n") and shown.endswith(")")
+    assert shown.startswith("SophiaG (\nParameter Group 0\n") and shown.endswith(")")
     assert "    rho: 0.07\n" in shown and "    hessian_interval: 10\n" in shown
-    assert not any(f"    {name}:" in shown for name in ("step", "hessian_updates", "auto_rho", "win_rate"))
+    assert not any(f"    {field.name}:" in shown for field in dataclasses.fields(optimizer.progress))

@@ -278,7 +278,7 @@ def test_it_resumes_exactly_with_rho_and_the_peak():
             set_gradients(params, step)
             optimizer.step()
             scheduler.step()
-        return params, optimizer.stats()["rho"], optimizer.param_groups[0]["peak_lr"]
+        return params, optimizer.stats()["rho"], optimizer.progress.peak_lr
 
     (params, rho, peak), (again, *figures) = run(None), run(14)
     assert all(torch.equal(p, q) for p, q in zip(params, again, strict=True))

@@ -44,7 +44,7 @@ def train(model, wrapped, optimizer, steps):
         "state": {n: dict(optimizer.state[p]) for n, p in model.named_parameters()},
         "weights": {n: p.detach() for n, p in model.named_parameters()},
         "stats": {k: float(stats[k]) for k in ("win_rate", "curvature_share", "rho", "hessian_norm")},
-        "batch_predictions": optimizer.param_groups[0]["batch_predictions"],
+        "batch_predictions": optimizer.progress.batch_predictions,
         "sent": len(sent),
     }
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG, param_groups
-from sophia_integrations.optim import sophia
+from sophia_integrations.optim import functional
 
 STEPS = 24
 
@@ -34,7 +34,7 @@ def run(path, resume=False, killed_in=None):
         tokens = torch.randint(11, (16, 3))
         F.cross_entropy(model(tokens).float(), tokens[:, 0]).backward()
         if step == killed_in:  # the matrices have moved, AdamW's group has not
-            sophia.adamw_update = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+            functional.adamw_update = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()

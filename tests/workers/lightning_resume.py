@@ -47,7 +47,7 @@ def run(out, mode, precision, every, files, tokenizer):
     return {
         "weights": [p.detach() for p in module.parameters()],
         "state": [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]],
-        "counters": {k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")},
+        "counters": {k: getattr(optimizer.progress, k) for k in ("step", "hessian_updates", "hessian_skipped")},
         "losses": record.losses,
         "batches_in_an_epoch": len(data.train_dataloader()),
     }

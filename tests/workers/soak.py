@@ -42,7 +42,7 @@ stats = optimizer.stats()
 finite = all(torch.isfinite(t).all() for p in model.parameters() for t in (p.detach(), *optimizer.state[p].values()))
 torch.save(
     {
-        "counters": {k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped")},
+        "counters": {k: getattr(optimizer.progress, k) for k in ("step", "hessian_updates", "hessian_skipped")},
         "finite": finite,
         "seen": seen,
         "weights": [p.detach() for p in model.parameters()],

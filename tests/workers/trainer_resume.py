@@ -40,7 +40,7 @@ torch.save(
         "weights": [p.detach() for p in trainer.model.parameters()],
         "state": [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]],
         "counters": {
-            k: optimizer.param_groups[0][k] for k in ("step", "hessian_updates", "hessian_skipped", "auto_rho")
+            k: getattr(optimizer.progress, k) for k in ("step", "hessian_updates", "hessian_skipped", "auto_rho")
         },
         "losses": {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e},
     },

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...curvature import GaussNewtonBartlett
 from ...optim import SophiaG, param_groups
-from ...optim.basis import average, carry_hessian, into, known_bases, out_of
+from ...optim.basis import average, batches, carry_hessian, into, known_bases, out_of
 from ...optim.eigenvectors import refresh
 from ...optim.state import sophia_members
 from .models import task
@@ -68,11 +68,13 @@ def _parts(sophia: SophiaG, device: str) -> dict[str, float]:
     """Seconds a step of the products into and out of the eigenbasis, of the factors, and of QR (the refresh)."""
     state: dict[Tensor, dict[str, Tensor]] = {p: copy.deepcopy(s) for p, s in sophia.state.items()}
     bases = known_bases(sophia.param_groups, state)
-    known = list(bases.values())
+    known, moments = list(bases.values()), [state[param]["exp_avg"] for param in bases]
     group = next(group for _, group in sophia_members(sophia.param_groups))
 
     def products() -> None:
-        out_of(known, into(known, [state[param]["exp_avg"] for param in bases]))
+        for members in batches(known, moments, "basis"):
+            some = [known[i] for i in members]
+            out_of(some, into(some, [moments[i] for i in members]))
 
     def factors() -> None:
         average(known, [param.grad for param in bases], 0.9)
