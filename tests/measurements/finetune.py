@@ -34,13 +34,14 @@ HEADER = "| optimizer | learning rate | validation loss | accuracy | win rate | 
 
 @dataclass
 class Part:
-    """One model, its data, and the learning rates that both optimizers try; each run sees the training rows once."""
+    """One model, its data, and the learning rates that the optimizers try; each run sees the training rows once."""
 
     load: Callable[[], Any]
     collator: Any
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     rates: tuple[float, ...]
+    eigen_rates: tuple[float, ...]
     batch: int
     hessian_interval: int
 
@@ -68,6 +69,7 @@ def headlines() -> Part:
         train=rows[:4096],
         validation=rows[4096:],
         rates=(1e-4, 3e-4, 1e-3),
+        eigen_rates=(1e-4, 3e-4, 1e-3),
         batch=32,
         hessian_interval=10,
     )
@@ -93,6 +95,7 @@ def docstrings(lora: bool) -> Part:
         train=parts[0],
         validation=parts[1],
         rates=(3e-4, 1e-3, 3e-3) if lora else (3e-5, 1e-4, 3e-4),
+        eigen_rates=(1e-3, 3e-3, 1e-2) if lora else (1e-4, 3e-4, 1e-3),
         batch=8,
         hessian_interval=4,
     )
@@ -188,7 +191,7 @@ def compare(name: str, steps: int | None, only: list[str]) -> None:
         for rate in part.rates:
             report("AdamW", rate, fine_tune(part, "adamw_torch", None, rate, steps))
     if "eigen" in only:
-        for rate in part.rates:
+        for rate in part.eigen_rates:
             report("Sophia, eigenbasis", rate, fine_tune(part, "sophia_eigen", part.eigen_args, rate, steps))
     if "sophia" in only:
         losses = {}
