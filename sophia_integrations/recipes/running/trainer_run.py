@@ -87,6 +87,22 @@ def require_devices(training: dict[str, Any], processes: int) -> None:
         )
 
 
+class OneGpuArguments(TrainingArguments):
+    """TrainingArguments of a process that uses one GPU, not all of them by `DataParallel`.
+
+    Pickled, as in ``training_args.bin``, they are plain TrainingArguments, which open without this package.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = TrainingArguments.__new__(TrainingArguments)
+        vars(plain).update(vars(self))
+        return plain.__reduce_ex__(2)
+
+
 def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArguments:
     """The recipe's TrainingArguments, saving aside in `folder`.
 
@@ -101,10 +117,7 @@ def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArgu
         "hub_model_id": folder.path.name,
     }
     aside = {"output_dir": str(folder.path / SAVING), "save_total_limit": None, "disable_tqdm": True}
-    arguments = TrainingArguments(**{**ours, **training, **aside})
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several GPUs are trained on by several processes; nothing public turns DataParallel off
-    return arguments
+    return OneGpuArguments(**{**ours, **training, **aside})
 
 
 def optimizer_name(arguments: TrainingArguments) -> str:
