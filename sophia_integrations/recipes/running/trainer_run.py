@@ -98,9 +98,7 @@ class OneGpuArguments(TrainingArguments):
         return min(1, super().n_gpu)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        plain = TrainingArguments.__new__(TrainingArguments)
-        vars(plain).update(vars(self))
-        return plain.__reduce_ex__(2)
+        return object.__new__, (TrainingArguments,), self.__dict__
 
 
 def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArguments:
