@@ -90,15 +90,10 @@ def list_recipes() -> None:
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe as it is understood: with its base, the arguments and the defaults."""
-    import yaml
-
     from ..recipes.reading.loader import read
-    from ..recipes.reading.yaml_places import RecipeDumper
+    from ..recipes.reading.yaml_text import to_yaml
 
-    draft = read(recipe, overrides or ())
-    draft.raise_problems()
-    values = draft.recipe.settings() if draft.recipe else draft.config
-    print(yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=10**6), end="")
+    print(to_yaml(read(recipe, overrides or ()).settings), end="")
 
 
 @app.command()
@@ -131,7 +126,7 @@ def validate(
         return
     from ..recipes.reading.loader import read
 
-    read(recipe, overrides or ()).raise_problems()
+    read(recipe, overrides or ())
     print(f"{recipe}: valid")
 
 
@@ -210,7 +205,7 @@ def schema(
     """
     import json
 
-    from ..recipes.reading.known import document
+    from ..recipes.reading.schema_cache import document
 
     text = json.dumps(document(framework), indent=1, ensure_ascii=False)
     if file is None:

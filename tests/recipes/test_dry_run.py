@@ -149,6 +149,8 @@ def test_adapters_alone_are_trained(tmp_path: Path) -> None:
     said = lines_of(recipe)
     # Two layers of 16 × 2 + 2 × 16.
     assert " of which 128 are trained (" in line(said, "model: llama, ")
+    with pytest.raises(UserError, match=r"^model\.peft: .*layers_to_transform"):
+        lines_of(recipe, "model.peft={layers_to_transform: [1], target_modules: '.*'}")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,10 @@ def test_adapters_alone_are_trained(tmp_path: Path) -> None:
         ("training.optim_args=rho=-1", "rho must be a number of at least 0"),
         ("training.optim=lion_8bit", "^training.optim, training.optim_args: "),
         ("model.config.vocab_size=10", "^model.config.vocab_size: 10 is less than the tokenizer's 298"),
-        ("data.block_size=30000", "longer than the model's context"),
+        ("data.block_size=64", "^data.block_size: 64 is longer than the model's context of 32 tokens$"),
+        ("training.dataloader_prefetch_factor=2", "^training.dataloader_prefetch_factor: "),
+        ("model.config.n_head=5", "^model.config: "),
+        ("model.config.n_embd=-3", "^model.config: "),
     ],
 )
 def test_what_training_would_refuse_is_refused(override: str, message: str, recipe: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 
 from ...errors import did_you_mean, nearest
-from .yaml_places import Path, dotted
+from .yaml_text import Path, dotted
 
 _KINDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "null": "null",

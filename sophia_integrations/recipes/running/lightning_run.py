@@ -8,6 +8,7 @@ import copy
 import inspect
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,7 +255,10 @@ def refusals_as_sentences(before_training: Callable[[], bool] = lambda: True) ->
         package = _package(inner)
         if not before_training() or is_about_the_disk(inner) or package not in (_OURS, *_LIBRARIES):
             raise inner from None
-        raise UserError(str(inner) if package == _OURS else one_line(inner)) from None
+        if package == _OURS:
+            raise UserError(str(inner)) from None
+        keys = dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', str(error)))  # of jsonargparse: the outer ones first
+        raise UserError(": ".join([*([".".join(keys)] if keys else []), one_line(inner)])) from None
 
 
 def _package(error: BaseException) -> str:

@@ -26,7 +26,8 @@ def build_model(
 
     With `empty` it has shapes and types but no numbers (torch's meta device), and costs nothing.
 
-    Raises `UserError` when a model cannot be loaded, its vocabulary is too small, or it cannot do what the data asks.
+    Raises `UserError` when a model cannot be made or loaded, its vocabulary or its context is too small, or it cannot
+    do what the data asks.
     """
     import torch
     from transformers import set_seed
@@ -44,10 +45,15 @@ def build_model(
     try:
         with torch.device("meta") if empty else contextlib.nullcontext(), _without_report(bool(labels)):
             model = models.build_model(row.auto_class, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # sizes that do not fit each other are refused in many ways
         if wanted.pretrained is None:
+            raise UserError(f"model.config: {one_line(error)}") from None
+        if not isinstance(error, (OSError, ValueError)):
             raise
         raise UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {why_not_loaded(error)}") from None
+    context = getattr(model.config, "max_position_embeddings", None)
+    if wanted.pretrained is None and isinstance(context, int) and data.block_size > context > 0:
+        raise UserError(f"data.block_size: {data.block_size} is longer than the model's context of {context} tokens")
     if wanted.pretrained is not None:
         rows = model.get_input_embeddings().weight.shape[0]
         if rows < len(tokenizer):

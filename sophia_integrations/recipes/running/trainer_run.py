@@ -24,7 +24,6 @@ from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
 from ..tasks import TASKS
 from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
-from .data import load_data
 from .model import build_model
 from .processes import Processes
 from .run_folder import RunFolder, replace_folder
@@ -32,6 +31,7 @@ from .run_log import RunLog
 from .signals import StopRequest
 from .summary import complete, evaluated_at, size_of, summarize
 from .trainer_callback import RecipeTrainer, RunFolderCallback
+from .training_data import load_data
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
@@ -106,6 +106,8 @@ def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArgu
 
     Ours, unless the recipe says otherwise: reports go to TensorBoard, a loss that is not finite is shown as such,
     memory is pinned only for a GPU, several processes take every parameter to have a gradient.
+
+    Raises `UserError` for what they refuse.
     """
     ours = {
         "report_to": ["tensorboard"],
@@ -115,7 +117,12 @@ def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArgu
         "hub_model_id": folder.path.name,
     }
     aside = {"output_dir": str(folder.path / SAVING), "save_total_limit": None, "disable_tqdm": True}
-    return OneGpuArguments(**{**ours, **training, **aside})
+    try:
+        return OneGpuArguments(**{**ours, **training, **aside})
+    except Exception as error:  # of every kind, ImportError for a missing package among them
+        message = one_line(error)
+        named = next((f".{name}" for name in training if name in message), "")
+        raise UserError(f"training{named}: {message}") from None
 
 
 def optimizer_name(arguments: TrainingArguments) -> str:

@@ -1,6 +1,6 @@
 """The JSON Schema of recipes: our own keys and those of the installed transformers, peft and Lightning.
 
-Making a document imports these packages; ``known.py`` keeps it, so that reading a recipe does not.
+Making a document imports these packages; ``schema_cache.py`` keeps it, so that reading a recipe does not.
 """
 
 from __future__ import annotations
