@@ -96,8 +96,8 @@ def test_types_become_schemas() -> None:
         "type": ["object", "null"],
         "properties": {
             "a": {"type": "integer"},
-            "b": {"type": ["integer", "null", "string"]},
-            "c": {"anyOf": [{"type": "null"}, {"type": "object", "additionalProperties": {"type": "number"}}]},
+            "b": {"anyOf": [{"type": "integer"}, {"type": "null"}, {"type": "string"}]},
+            "c": {"anyOf": [{"type": "object", "additionalProperties": {"type": "number"}}, {"type": "null"}]},
         },
         "required": ["a"],
         "additionalProperties": False,

@@ -33,9 +33,9 @@ def _is_number(checker: Any, value: Any) -> bool:
     return _is_whole(checker, value) or isinstance(value, float) and math.isfinite(value)
 
 
+_Draft = jsonschema.Draft202012Validator
 _Validator = jsonschema.validators.extend(
-    jsonschema.Draft7Validator,
-    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_number}),
+    _Draft, type_checker=_Draft.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_number})
 )
 
 Found = tuple[Path, str]
