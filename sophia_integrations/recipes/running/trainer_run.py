@@ -29,11 +29,9 @@ from .processes import Processes
 from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
 from .signals import StopRequest
-from .summary import complete, evaluated_at, size_of, summarize
+from .summary import complete, evaluated_at, size_of
 from .trainer_callback import RecipeTrainer, RunFolderCallback
 from .training_data import load_data
-
-_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
 
 def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[str], object]) -> int:
@@ -70,8 +68,7 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             step, last = trainer.state.global_step, trainer.state.max_steps
             if stop.signal is not None and step < last:
-                say(f"Stopped at step {step} of {last}, checkpoint saved in {folder.path}. To go on, run the same "
-                    "command again.")  # fmt: skip
+                say(stop.sentence(step, last, folder))
                 return stop.signal
         _finish(recipe, trainer, tokenizer, data, folder, processes, say)
     return 0
@@ -232,8 +229,8 @@ def _finish(
         "optimizer": optimizer_name(trainer.args),
         "device": str(trainer.args.device),
     }
-    summary = summarize(folder, step, tokens, trainer.model, names, trainer.optimizer, _PACKAGES, data.skipped_rows)
-    complete(folder, summary, say)
+    counted = {"step": step, "tokens": tokens, "skipped_rows": data.skipped_rows}
+    complete(folder, say, module=trainer.model, names=names, optimizer=trainer.optimizer, **counted)
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
