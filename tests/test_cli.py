@@ -176,8 +176,8 @@ def test_processes_are_not_started_inside_processes(
 
 def test_options_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(RECIPE)
-    overrides = ["training.max_stps=1", "--deep", "training.seed=x"]
-    assert main(["validate", "r.yaml", *overrides]) == 2
+    overrides = ["training.max_stps=1", "--fresh", "training.seed=x"]
+    assert main(["train", "r.yaml", *overrides]) == 2
     assert [line.split(" ", 2)[1] for line in capsys.readouterr().err.splitlines()] == ["1", "2"]
 
 

@@ -108,22 +108,12 @@ def cp(
 
 
 @app.command()
-def validate(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Build data, model, Trainer and optimizer too.")] = False,
-) -> None:
+def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without training; reports every problem at once.
 
     Names, types and combinations are checked without importing torch; nothing of the recipe is run. The first call
-    after an upgrade imports the frameworks, to learn their words.
+    after an upgrade imports the frameworks, to learn their words. What only building shows: sophia train --dry-run.
     """
-    if deep:
-        from ..recipes.running.dry_run import dry_run
-
-        dry_run(recipe, overrides or (), lambda line: None)
-        print(f"{recipe}: valid, and everything but the training was built")
-        return
     from ..recipes.reading.loader import read
 
     read(recipe, overrides or ())

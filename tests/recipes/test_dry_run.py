@@ -177,13 +177,6 @@ def test_the_folder_of_another_recipe_is_refused(recipe: Path) -> None:
         lines_of(recipe)
 
 
-def test_validate_deep_builds_everything(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", "--deep", str(recipe)]) == 0
-    assert capsys.readouterr().out == f"{recipe}: valid, and everything but the training was built\n"
-    assert main(["validate", "--deep", str(recipe), "model.config.vocab_size=10"]) == 2
-    assert "model.config.vocab_size: 10 is less than" in capsys.readouterr().err
-
-
 def test_a_lightning_recipe(corpus: Path) -> None:
     overrides = [
         f"data.init_args.files=['{corpus}/*.txt']", "data.init_args.validation_fraction=0.3",
