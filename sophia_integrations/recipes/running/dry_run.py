@@ -13,7 +13,6 @@ from ..reading.loader import read
 from ..reading.schema import Recipe
 from .resolved import resolve
 from .run_folder import RunFolder
-from .train import require_packages
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -39,7 +38,6 @@ def dry_run(
         UserError: what `train` would raise before training.
     """
     recipe = resolve(read(file, overrides))
-    require_packages(recipe.framework)
     recipe.folder().require_same(recipe.settings)
     if recipe.recipe is None:
         _say_lightning(recipe.settings, say, nproc)

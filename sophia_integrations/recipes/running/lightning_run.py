@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorboard  # noqa: F401  its absence is known now, not when TensorBoardLogger is made
 import torch
 
 from ...errors import UserError, first_line, one_line

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import models
-from ...errors import UserError, one_line
+from ...errors import UserError, needs, one_line
 from ...text.prepare import Prepared
 from ...text.tokenizer import padding, why_not_loaded
 from ..reading.schema import Model
@@ -114,7 +114,7 @@ def _adapted(model: PreTrainedModel, words: dict[str, Any], empty: bool) -> Any:
     import torch
 
     if importlib.util.find_spec("peft") is None:
-        raise UserError("model.peft needs the package peft, not installed here: pip install peft")
+        raise UserError(f"model.peft: {needs('peft')}")
     try:
         with torch.device("meta") if empty else contextlib.nullcontext():
             return models.with_adapters(model, words)

@@ -12,7 +12,6 @@ from ..reading.loader import read
 from ..reading.schema import Recipe
 from .dry_run import arguments_here, build_alone
 from .resolved import resolve
-from .train import require_packages
 
 
 def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object]) -> None:
@@ -29,7 +28,6 @@ def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
         UserError: something cannot be had, or the data does not fit the recipe.
     """
     wanted = resolve(read(file, overrides))
-    require_packages(wanted.framework)
     if wanted.recipe is not None:
         _prepare(wanted.recipe, say)
     else:

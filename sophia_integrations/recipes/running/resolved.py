@@ -32,11 +32,6 @@ class Resolved:
     settings: dict[str, Any]
     recipe: Recipe | None = None
 
-    @property
-    def framework(self) -> str:
-        """``hf`` or ``lightning``."""
-        return "lightning" if self.recipe is None else "hf"
-
     def folder(self, *, fresh: bool = False) -> RunFolder:
         """The run folder, or with `fresh` a new one beside it."""
         return self.folder_at(choose_folder(self.run_dir, self.file, fresh=fresh))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,11 +14,6 @@ from ..reading.loader import read
 from .processes import Processes
 from .resolved import Resolved, resolve
 from .run_folder import RunFolder
-
-_NEEDED = {
-    "recipes": ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "tqdm", "tensorboard"),
-    "lightning": ("lightning", "jsonargparse"),
-}
 
 
 @dataclass(frozen=True)
@@ -35,17 +29,6 @@ class Outcome:
     folder: Path
     signal: int = 0
     trained: bool = True
-
-
-def require_packages(framework: str) -> None:
-    """Raises `UserError` naming what recipes of a framework need and is not installed."""
-    for extra in ("recipes", "lightning") if framework == "lightning" else ("recipes",):
-        missing = [name for name in _NEEDED[extra] if importlib.util.find_spec(name) is None]
-        if missing:
-            who = "recipes for Lightning" if extra == "lightning" else "recipes"
-            raise UserError(
-                f"{who} need {', '.join(missing)}, not installed here: pip install 'sophia-integrations[{extra}]'"
-            )
 
 
 def train(
@@ -106,7 +89,6 @@ def _choose(recipe: Resolved, fresh: bool, say: Callable[[str], object]) -> tupl
         shown = "not finite" if loss is None else f"{loss:.4f}"
         say(f"{folder.path} is complete: validation loss {shown}. To train anew, add --fresh.")
         return str(folder.path), True
-    require_packages(recipe.framework)
     folder.prepare()
     return str(folder.path), False
 

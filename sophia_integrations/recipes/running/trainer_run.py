@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorboard  # noqa: F401  its absence is known now, not when TensorBoardCallback is made
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
