@@ -63,12 +63,13 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
 
     from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
-    from .model import build_model
+    from .model import build_model, require_sizes
     from .summary import size_of
     from .trainer_run import optimizer_name, refused_optimizer
     from .training_data import load_data
 
     arguments = arguments_here(recipe)
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
     tokenizer, data = load_data(recipe, arguments.seed, say)
     say(data.describe())
     model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)

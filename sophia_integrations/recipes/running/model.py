@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def require_sizes(wanted: Model, task: str, block_size: int) -> None:
+    """Raises `UserError`, before any data is read, when a new model's sizes do not fit each other or the blocks."""
+    import torch
+
+    if wanted.config is None:
+        return
+    try:
+        with torch.device("meta"):
+            config = models.build_model(TASKS[task].auto_class, config=wanted.config).config
+    except Exception as error:  # transformers refuses in many ways
+        raise UserError(f"model.config: {one_line(error)}") from None
+    context = getattr(config, "max_position_embeddings", None)
+    if isinstance(context, int) and block_size > context > 0:
+        raise UserError(f"data.block_size: {block_size} is longer than the model's context of {context} tokens")
+
+
 def build_model(
     wanted: Model, task: str, tokenizer: PreTrainedTokenizerBase, data: Prepared, seed: int, *, empty: bool = False
 ) -> PreTrainedModel:
@@ -26,8 +42,7 @@ def build_model(
 
     With `empty` it has shapes and types but no numbers (torch's meta device), and costs nothing.
 
-    Raises `UserError` when a model cannot be made or loaded, its vocabulary or its context is too small, or it cannot
-    do what the data asks.
+    Raises `UserError` when a model cannot be loaded, its vocabulary is too small, or it cannot do what the data asks.
     """
     import torch
     from transformers import set_seed
@@ -45,15 +60,10 @@ def build_model(
     try:
         with torch.device("meta") if empty else contextlib.nullcontext(), _without_report(bool(labels)):
             model = models.build_model(row.auto_class, **options)
-    except Exception as error:  # sizes that do not fit each other are refused in many ways
+    except (OSError, ValueError) as error:
         if wanted.pretrained is None:
-            raise UserError(f"model.config: {one_line(error)}") from None
-        if not isinstance(error, (OSError, ValueError)):
             raise
         raise UserError(f"model.pretrained: {wanted.pretrained!r} cannot be loaded: {why_not_loaded(error)}") from None
-    context = getattr(model.config, "max_position_embeddings", None)
-    if wanted.pretrained is None and isinstance(context, int) and data.block_size > context > 0:
-        raise UserError(f"data.block_size: {data.block_size} is longer than the model's context of {context} tokens")
     if wanted.pretrained is not None:
         rows = model.get_input_embeddings().weight.shape[0]
         if rows < len(tokenizer):

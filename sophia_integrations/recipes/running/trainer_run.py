@@ -25,7 +25,7 @@ from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
 from ..tasks import TASKS
 from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
-from .model import build_model
+from .model import build_model, require_sizes
 from .processes import Processes
 from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
@@ -47,6 +47,7 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
     require_devices(recipe.training, int(os.environ.get("LOCAL_WORLD_SIZE") or processes.count))
     checkpoint = _checkpoint(folder, processes, say)
     arguments = build_arguments(recipe.training, folder)
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
     tokenizer, data = processes.in_turn(lambda: load_data(recipe, arguments.seed, say, folder))
     say(data.describe())
     model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
