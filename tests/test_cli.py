@@ -91,15 +91,14 @@ def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+def test_a_missing_package_names_the_extra() -> None:
     Path("r.yaml").write_text(RECIPE)
-    assert main(["train", "r.yaml"]) == 2
-    assert capsys.readouterr().err == (
-        "recipes need tensorboard, not installed here: pip install 'sophia-integrations[recipes]'\n"
+    words = ["train", os.path.abspath("r.yaml"), f"run_dir={os.path.abspath('run')}"]
+    code = "import sys; sys.modules['tensorboard'] = None\nfrom sophia_integrations.cli import main\n"
+    done = run_python(code + f"sys.exit(main({words}))")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "this needs tensorboard, which is not installed: pip install 'sophia-integrations[recipes]'\n"
     )
 
 
@@ -179,8 +178,8 @@ def test_processes_are_not_started_inside_processes(
 
 def test_options_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(RECIPE)
-    overrides = ["training.max_stps=1", "--deep", "training.seed=x"]
-    assert main(["validate", "r.yaml", *overrides]) == 2
+    overrides = ["training.max_stps=1", "--fresh", "training.seed=x"]
+    assert main(["train", "r.yaml", *overrides]) == 2
     assert [line.split(" ", 2)[1] for line in capsys.readouterr().err.splitlines()] == ["1", "2"]
 
 

@@ -90,15 +90,10 @@ def list_recipes() -> None:
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe as it is understood: with its base, the arguments and the defaults."""
-    import yaml
-
     from ..recipes.reading.loader import read
-    from ..recipes.reading.yaml_places import RecipeDumper
+    from ..recipes.reading.yaml_text import to_yaml
 
-    draft = read(recipe, overrides or ())
-    draft.raise_problems()
-    values = draft.recipe.settings() if draft.recipe else draft.config
-    print(yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=10**6), end="")
+    print(to_yaml(read(recipe, overrides or ()).settings), end="")
 
 
 @app.command()
@@ -113,25 +108,15 @@ def cp(
 
 
 @app.command()
-def validate(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Build data, model, Trainer and optimizer too.")] = False,
-) -> None:
+def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without training; reports every problem at once.
 
     Names, types and combinations are checked without importing torch; nothing of the recipe is run. The first call
-    after an upgrade imports the frameworks, to learn their words.
+    after an upgrade imports the frameworks, to learn their words. What only building shows: sophia train --dry-run.
     """
-    if deep:
-        from ..recipes.running.dry_run import dry_run
-
-        dry_run(recipe, overrides or (), lambda line: None)
-        print(f"{recipe}: valid, and everything but the training was built")
-        return
     from ..recipes.reading.loader import read
 
-    read(recipe, overrides or ()).raise_problems()
+    read(recipe, overrides or ())
     print(f"{recipe}: valid")
 
 
@@ -210,7 +195,7 @@ def schema(
     """
     import json
 
-    from ..recipes.reading.known import document
+    from ..recipes.reading.schema_cache import document
 
     text = json.dumps(document(framework), indent=1, ensure_ascii=False)
     if file is None:

@@ -81,7 +81,7 @@ class SophiaCallback(Callback):
         self._batch = None
         step = self._sophia.progress.step
         stepped = step > self._step_before or (step > 0 and not pl_module.automatic_optimization)
-        if stepped and trainer._logger_connector.should_update_logs:
+        if stepped and _is_logged(trainer, pl_module):
             self._log(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -198,6 +198,13 @@ def _before(strategy: Strategy, hook: Callable[..., None]) -> Callable[[], None]
 
     setattr(strategy, name, both)
     return lambda: setattr(strategy, name, original) if own else delattr(strategy, name)
+
+
+def _is_logged(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """At the end of a batch: whether Lightning writes what is logged now."""
+    # In manual optimization `global_step` counts the steps of every optimizer; Lightning counts batches there.
+    steps = trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx + 1
+    return trainer.log_every_n_steps > 0 and steps % trainer.log_every_n_steps == 0
 
 
 def _is_ours(estimator: Any) -> bool:

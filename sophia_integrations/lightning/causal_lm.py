@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule
@@ -95,10 +95,8 @@ class CausalLM(LightningModule):
         from torch.distributed.fsdp import fully_shard
 
         mesh = self.device_mesh["data_parallel"]
-        blocks = set(self.model._no_split_modules or ())
-        for part in self.model.modules():
-            if type(part).__name__ in blocks:
-                fully_shard(part, mesh=mesh)
+        for block in _blocks(self.model):
+            fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -162,6 +160,12 @@ def _build(config: dict[str, Any] | None, pretrained: str | None, **options: Any
         return models.build_model("AutoModelForCausalLM", pretrained=pretrained, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"CausalLM's pretrained: {pretrained!r} cannot be loaded: {first_line(error)}") from error
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost lists of modules: the transformer's layers."""
+    for part in model.children():
+        yield from part if isinstance(part, nn.ModuleList) else _blocks(part)
 
 
 def _require_known(words: dict[str, Any]) -> None:

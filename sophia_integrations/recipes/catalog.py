@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UserError, nearest, one_line
 from .reading.layers import BASE, lay_over_base
-from .reading.yaml_places import parse_file
+from .reading.yaml_text import parse_file
 
 _HEAD = re.compile(r"^# ?(Size|Time|Needs|Task): *(.+)$", re.MULTILINE)
 _EDITORS = re.compile(r"^(# yaml-language-server: \$schema=)(\..+)$", re.MULTILINE)

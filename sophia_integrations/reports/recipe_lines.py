@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..recipes.reading.yaml_places import parse_file
+from ..recipes.reading.yaml_text import parse_file
 
 _OPTIMIZER = ("model", "init_args", "optimizer", "init_args")
 _GROUPS = ("model", "init_args", "groups")

@@ -51,3 +51,19 @@ def test_dropped_estimates_are_logged():
     module.training_step = lambda batch, batch_idx: F.cross_entropy(module.net(batch[0]), batch[1])
     trainer.fit(module, row_loader())
     assert [step for step, values in logs.seen.items() if values.get("sophia/hessian_skipped")] == [5, 6, 7]
+
+
+def test_manual_logs_come_every_n_batches_however_many_steps_each_makes():
+    class Manual(Classifier):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for _ in range(3):
+                self.optimizers().zero_grad()
+                self.manual_backward(F.cross_entropy(*self.sophia_logits(batch)))
+                self.optimizers().step()
+
+    logs = Logs()
+    trainer = make_trainer(max_steps=24, logger=logs.logger(), log_every_n_steps=4)
+    trainer.fit(Manual(), row_loader())
+    assert [step for step, values in logs.seen.items() if "sophia/win_rate" in values] == [3, 7]

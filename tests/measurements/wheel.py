@@ -51,7 +51,7 @@ def main() -> None:
         assert "hf/pretrain-gpt2-stdlib" in run(sophia, "ls", cwd=elsewhere)
         run(sophia, "cp", "hf/pretrain-gpt2-stdlib", "own.yaml", cwd=elsewhere)
         run(sophia, "validate", "own.yaml", cwd=elsewhere)
-        run(sophia, "validate", "own.yaml", "--deep", cwd=elsewhere)
+        run(sophia, "train", "own.yaml", "--dry-run", cwd=elsewhere)
         run(sophia, "train", "own.yaml", *SHORT, cwd=elsewhere)
         for part in ("model", "loss.png", "summary.json", "metrics.jsonl"):
             assert (elsewhere / "runs" / "own" / part).exists(), part

@@ -12,8 +12,8 @@ import pytest
 from sophia_integrations.cli import main
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes import catalog
-from sophia_integrations.recipes.reading.known import document
 from sophia_integrations.recipes.reading.loader import read
+from sophia_integrations.recipes.reading.schema_cache import document
 
 ROOT = Path(__file__).parents[2]
 STDLIB = ROOT / "recipes" / "hf" / "pretrain-gpt2-stdlib.yaml"
@@ -70,7 +70,7 @@ def test_ls_says_what_each_recipe_is_and_needs(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
 def test_every_header_says_what_the_recipe_is_and_how_to_run_it(entry: catalog.Entry) -> None:
     assert entry.title.endswith(".") and entry.size and entry.time and entry.needs
-    assert entry.task == (read(entry.file).parsed.value.get("task") or entry.task)
+    assert entry.task == (read(entry.file).settings.get("task") or entry.task)
     text = entry.file.read_text(encoding="utf-8")
     assert any(line.startswith(f"#   sophia train recipes/{entry.name}.yaml") for line in text.splitlines())
 
@@ -80,7 +80,7 @@ def test_cp_copies_a_recipe_with_its_base_and_never_overwrites(capsys: pytest.Ca
     assert capsys.readouterr().out == "mine/own.yaml\n"
     text = Path("mine/own.yaml").read_text(encoding="utf-8")
     assert f"# yaml-language-server: $schema={STDLIB.parents[1]}/schema-hf.json\n" in text
-    read("mine/own.yaml").raise_problems()
+    read("mine/own.yaml")
     assert main(["cp", "hf/pretrain-gpt2-stdlib", "mine/own.yaml"]) == 2
     assert capsys.readouterr().err == (
         "mine/own.yaml is already there; choose another place: sophia cp hf/pretrain-gpt2-stdlib DEST\n"
@@ -95,9 +95,8 @@ def test_cp_keeps_a_recipe_beside_its_base() -> None:
     Path("from/own.yaml").write_text("base: under/base.yaml  # what it is laid over\nsample: null\n")
     Path("to").mkdir()
     assert catalog.copy("from/own.yaml", "to") == [Path("to/own.yaml"), Path("to/under/base.yaml")]
-    draft = read("to/own.yaml")
-    draft.raise_problems()
-    assert draft.base == Path("to/under/base.yaml") and draft.recipe is not None and draft.recipe.sample is None
+    copied = read("to/own.yaml").settings
+    assert copied["task"] == "pretrain" and "sample" not in copied
     assert catalog.copy("from/own.yaml", "to/other.yaml") == [Path("to/other.yaml")]
 
 
@@ -114,10 +113,8 @@ def test_a_base_of_the_same_name_is_not_overwritten() -> None:
 
 def test_an_adamw_twin_is_copied_with_its_base() -> None:
     assert main(["cp", "hf/pretrain-gpt2-stdlib-adamw", "here.yaml"]) == 0
-    draft = read("here.yaml")
-    draft.raise_problems()
-    assert draft.base == Path("pretrain-gpt2-stdlib.yaml") and draft.recipe is not None
-    assert draft.recipe.training["optim"] == "adamw_torch_fused"
+    assert Path("pretrain-gpt2-stdlib.yaml").is_file()
+    assert read("here.yaml").settings["training"]["optim"] == "adamw_torch_fused"
 
 
 def test_show_prints_a_recipe_with_its_base_arguments_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +144,7 @@ class TestSchema:
 
     @pytest.mark.parametrize("entry", catalog.entries(), ids=lambda entry: entry.name)
     def test_recipes_fit_it_and_point_to_it(self, entry: catalog.Entry) -> None:
-        jsonschema.validate(read(entry.file).parsed.value, shipped(entry.framework))
+        jsonschema.validate(read(entry.file).settings, shipped(entry.framework))
         line = f"# yaml-language-server: $schema=../schema-{entry.framework}.json"
         assert line in entry.file.read_text(encoding="utf-8").splitlines()
 
@@ -172,7 +169,7 @@ class TestSchema:
         ids=str,
     )
     def test_it_knows_typos_in_lightning(self, path: tuple[str | int, ...], value: Any) -> None:
-        recipe = read("lightning/pretrain-gpt2-stdlib").parsed.value
+        recipe = read("lightning/pretrain-gpt2-stdlib").settings
         jsonschema.validate(recipe, shipped("lightning"))
         place = recipe
         for key in path[:-1]:

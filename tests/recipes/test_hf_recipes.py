@@ -21,9 +21,7 @@ MAY_DIFFER = {"optim", "optim_args", "learning_rate", "adam_beta1", "adam_beta2"
 
 
 def settings(file: Path) -> dict[str, Any]:
-    draft = read(file)
-    assert not draft.problems
-    return draft.recipe.settings()
+    return read(file).settings
 
 
 def header(file: Path) -> str:

@@ -284,6 +284,12 @@ def test_changed_text_is_refused(copy: Path, config: Path) -> None:
         ),
         ("model.init_args={pretrained: /nowhere, peft: {q: 2}}", "model.init_args.peft.q: unknown key"),
         ("trainer.strategy=deepspeed", "(?i)deepspeed"),
+        (
+            "trainer.callbacks=[{class_path: lightning.pytorch.Trainer}]",
+            "^trainer.callbacks: .* lightning.pytorch.Trainer ",
+        ),
+        ("model.init_args.optimizer={class_path: SophiaX}", "^model.optimizer: .*SophiaX"),
+        ("model={class_path: sophia_integrations.Model}", "^module 'sophia_integrations' has no attribute 'Model'"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(config: Path, override: str, message: str, tmp_path: Path) -> None:
@@ -361,6 +367,12 @@ def test_a_module_of_the_user_beside_the_recipe(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["model"] == "Mine" and summary["validation_loss"] is None and not (folder / "model").exists()
     assert summary["hessian_updates"] == 4 and checkpoints(folder)
+    for words, message in (
+        ("width=x", "model.width: Expected a"),
+        ("widht=3", "model: Option 'widht' is not accepted"),
+    ):
+        assert main(["train", "own.yaml", f"model.init_args.{words}", "--fresh"]) == 2
+        assert capsys.readouterr().err.startswith(message)
     with pytest.raises(ValueError, match="^a mistake of mine$"):  # with its traceback: it is no mistake of the recipe
         train("own.yaml", ["model.init_args.fails=true"], fresh=True, say=lambda line: None)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.events import read_metrics
@@ -222,3 +223,19 @@ def test_the_recipe_of_the_standard_library_learns(file: Path, corpus: Path) -> 
     assert folder == Path("runs") / file.stem
     assert logged[0][:2] == (1, "loss") and logged[-1][:2] == (12, "eval_loss")
     assert logged[-1][2] < logged[0][2]
+
+
+def test_a_process_uses_one_of_several_gpus(copy: Path) -> None:
+    from transformers import TrainingArguments
+
+    from sophia_integrations.recipes.running.trainer_run import OneGpuArguments
+
+    class Many(TrainingArguments):
+        n_gpu = 8
+
+    class Here(OneGpuArguments, Many): ...
+
+    arguments = Here(output_dir="unused", use_cpu=True, per_device_train_batch_size=3)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 3
+    saved = torch.load(copy / "model" / "training_args.bin", weights_only=False)
+    assert type(saved) is TrainingArguments and saved.learning_rate == 5e-3

@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_trains(file: Path, tmp_path: Path) -> None:
-    settings = read(file).recipe.settings()
+    settings = read(file).settings
     folder = train(file, shrink(settings, tmp_path), say=lambda line: None).folder
     assert folder == Path("runs") / file.stem
     summary = json.loads((folder / "summary.json").read_text())

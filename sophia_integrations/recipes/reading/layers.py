@@ -11,42 +11,38 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from ...errors import one_line
-from .yaml_places import Location, Parsed, Path, Problem, dotted, parse, parse_file
+from .yaml_text import Location, Parsed, Path, Problem, dotted, parse, parse_file
 
 BASE = "base"
 
 
-def lay_over_base(recipe: Parsed, file: FilePath) -> FilePath | None:
-    """Replaces `recipe` by its base with `recipe` laid over it, each with its own locations; returns the base's file.
+def lay_over_base(recipe: Parsed, file: FilePath) -> None:
+    """Replaces `recipe` by its base with `recipe` laid over it, each with its own locations.
 
     Mappings are merged, everything else is replaced.  The path of the base is relative to `file`; a base has none of
     its own.  What is wrong with the base is added to the problems of `recipe`.
     """
     if BASE not in recipe.value:
-        return None
+        return
     wanted = recipe.value.pop(BASE)
-    here = recipe.locations[(BASE,)]
     if not isinstance(wanted, str) or not wanted:
-        recipe.problems.append(Problem(here, (BASE,), "expected the path of another recipe, relative to this file"))
-        return None
+        return recipe.add((BASE,), "expected the path of another recipe, relative to this file")
     path = file.parent / wanted
     try:
         under = parse_file(path, order=1)
     except (OSError, ValueError) as error:
-        recipe.problems.append(Problem(here, (BASE,), f"{str(path)!r} cannot be read: {one_line(error)}"))
-        return None
-    recipe.problems.extend(under.problems)
+        return recipe.add((BASE,), f"{str(path)!r} cannot be read: {one_line(error)}")
     if not isinstance(under.value, dict):
         if not under.problems:
-            recipe.problems.append(Problem(Location(1, 1, 1, str(path)), (), "a recipe is a mapping of keys"))
-        return path
+            under.problems.append(Problem(Location(1, 1, 1, str(path)), (), "a recipe is a mapping of keys"))
+        under.value = {}
     if BASE in under.value:
         del under.value[BASE]
-        message = "a base has no base of its own; write its keys here"
-        recipe.problems.append(Problem(under.locations[(BASE,)], (BASE,), message))
+        under.add((BASE,), "a base has no base of its own; write its keys here")
+    recipe.problems.extend(under.problems)
     recipe.value = _merged(under.value, recipe.value)
     recipe.locations = {**under.locations, **recipe.locations}
-    return path
+    return None
 
 
 def _merged(lower: Any, upper: Any) -> Any:

@@ -1,30 +1,47 @@
 """A recipe file and overrides to a checked recipe, or every problem at once, each with its location.
 
-``read`` is light once the JSON Schema of the installed frameworks is known: it imports and runs nothing of theirs or of
-the recipe's.  ``check`` adds what only the frameworks' own constructors can judge.
+Light once the JSON Schema of the installed frameworks is known: nothing of theirs or of the recipe's is imported or
+run.  What only a constructor can judge, the run says when it constructs.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import RecipeError, UserError
 from ..catalog import find
-from .draft import Draft
-from .known import document
 from .layers import BASE, apply_overrides, lay_over_base
-from .lightning import is_lightning
 from .problems import problems
 from .rules import broken_rules
 from .schema import Recipe
-from .yaml_places import Location, Parsed, parse_file
+from .schema_cache import document
+from .yaml_text import Location, Parsed, parse_file
+
+_ONLY_LIGHTNING = ("trainer", "seed_everything", "lr_scheduler", "ckpt_path")
+_CLASS = {"class_path", "init_args", "dict_kwargs"}
 
 
-def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
-    """Reads a recipe and makes every light check.
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """A recipe without problems, of either framework.
+
+    Attributes:
+        file: where it was read.
+        settings: plain values, with its base, the overrides and our defaults; for Lightning a LightningCLI config.
+        recipe: the same for the Trainer's runner; None for Lightning.
+    """
+
+    file: Path
+    settings: dict[str, Any]
+    recipe: Recipe | None = None
+
+
+def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CheckedRecipe:
+    """Reads and checks a recipe.
 
     Args:
         file: a path, or the name of a shipped recipe, such as ``hf/pretrain-gpt2-stdlib``.
@@ -32,37 +49,38 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Draft:
 
     Raises:
         UserError: there is no such text to read.
+        RecipeError: every problem, in the order of the text; those of the base and of arguments last.
     """
     path = find(file)
     parsed = _parse(path)
     parsed.locations[()] = Location(0, 1, 1, str(path))
-    draft = Draft(path, parsed)
-    if not isinstance(parsed.value, dict):
-        if not draft.problems:
-            empty = "the recipe is empty; it needs framework, task, model, tokenizer, data and training"
-            draft.add((), empty if parsed.value is None else "a recipe is a mapping of keys, such as 'framework: hf'")
-        return draft
-    draft.base = lay_over_base(parsed, path)
-    apply_overrides(parsed, overrides)
-    if parsed.value.pop(BASE, None) is not None:
-        draft.add((BASE,), "a base is named in the file, not in an argument")
-    draft.framework = "lightning" if is_lightning(parsed.value) else "hf"
-    _judge(parsed.value, draft)
-    return draft
+    lightning = False
+    if isinstance(parsed.value, dict):
+        lay_over_base(parsed, path)
+        apply_overrides(parsed, overrides)
+        if parsed.value.pop(BASE, None) is not None:
+            parsed.add((BASE,), "a base is named in the file, not in an argument")
+        lightning = is_lightning(parsed.value)
+        _judge(parsed, "lightning" if lightning else "hf")
+    elif not parsed.problems:
+        empty = "the recipe is empty; it needs framework, task, model, tokenizer, data and training"
+        parsed.add((), empty if parsed.value is None else "a recipe is a mapping of keys, such as 'framework: hf'")
+    if parsed.problems:
+        raise RecipeError(sorted(parsed.problems, key=lambda problem: problem.location))
+    if lightning:
+        return CheckedRecipe(path, {key: value for key, value in parsed.value.items() if key != "framework"})
+    recipe = Recipe.model_validate(parsed.value)
+    return CheckedRecipe(path, recipe.settings(), recipe)
 
 
-def check(draft: Draft) -> Recipe:
-    """The recipe, checked in full; for the Lightning dialect `draft.config` is what was checked.
-
-    Raises:
-        RecipeError: every problem; the frameworks are imported to find them.
-    """
-    if isinstance(draft.parsed.value, dict):
-        from .construct import construct, construct_lightning
-
-        (construct_lightning if draft.framework == "lightning" else construct)(draft.parsed.value, draft)
-    draft.raise_problems()
-    return draft.recipe  # type: ignore[return-value]
+def is_lightning(raw: dict[str, Any]) -> bool:
+    """Whether a recipe is meant as a LightningCLI config: it says so, or it has the keys and shapes of one."""
+    if raw.get("framework") in ("hf", "lightning"):
+        return raw["framework"] == "lightning"
+    if any(key in raw for key in _ONLY_LIGHTNING):
+        return True
+    sections = [raw.get("model"), raw.get("data")]
+    return any(isinstance(section, dict) and _CLASS & section.keys() for section in sections)
 
 
 def _parse(path: Path) -> Parsed:
@@ -74,16 +92,11 @@ def _parse(path: Path) -> Parsed:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _judge(raw: dict[str, Any], draft: Draft) -> None:
-    schema = document(draft.framework, _model_type(raw, draft.framework))
-    for where, message in (*problems(schema, raw), *broken_rules(raw, draft.framework)):
-        draft.add(where, message)
-    if draft.problems:
-        return
-    if draft.framework == "lightning":
-        draft.config = {key: value for key, value in raw.items() if key != "framework"}
-    else:
-        draft.recipe = Recipe.model_validate(raw)
+def _judge(parsed: Parsed, framework: str) -> None:
+    raw = parsed.value
+    schema = document(framework, _model_type(raw, framework))
+    for where, message in (*problems(schema, raw), *broken_rules(raw, framework)):
+        parsed.add(where, message)
 
 
 def _model_type(raw: dict[str, Any], framework: str) -> str | None:

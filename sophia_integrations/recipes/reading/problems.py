@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 
 from ...errors import did_you_mean, nearest
-from .yaml_places import Path, dotted
+from .yaml_text import Path, dotted
 
 _KINDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "null": "null",
@@ -33,9 +33,9 @@ def _is_number(checker: Any, value: Any) -> bool:
     return _is_whole(checker, value) or isinstance(value, float) and math.isfinite(value)
 
 
+_Draft = jsonschema.Draft202012Validator
 _Validator = jsonschema.validators.extend(
-    jsonschema.Draft7Validator,
-    type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_number}),
+    _Draft, type_checker=_Draft.TYPE_CHECKER.redefine_many({"integer": _is_whole, "number": _is_number})
 )
 
 Found = tuple[Path, str]

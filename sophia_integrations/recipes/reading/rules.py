@@ -17,7 +17,7 @@ from ...tasks import TASKS, Task
 from ...text.files import matches
 from ...text.formats import PARTS
 from .problems import Found
-from .yaml_places import Path
+from .yaml_text import Path
 
 
 class _Said:

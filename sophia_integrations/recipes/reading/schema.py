@@ -1,6 +1,6 @@
 """What a recipe may say, as pydantic models; a key that is not here is refused, a default is written here once.
 
-``training`` is not spelled out: its keys are those of ``transformers.TrainingArguments``, checked in ``checks.py``.
+``training`` is not spelled out: its keys are those of ``transformers.TrainingArguments``, as `json_schema` has them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Python's types and signatures as JSON Schema: what a constructor of an installed package takes."""
+"""Signatures as JSON Schema: what a constructor of an installed package takes; pydantic knows the types."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import SchemaError
 
 Schema = dict[str, Any]
-
-_KINDS = {
-    int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", timedelta: "string",
-    type(None): "null", dict: "object", Mapping: "object",
-    list: "array", tuple: "array", Sequence: "array", Iterable: "array",
-}  # fmt: skip
 
 
 def arguments(chosen: type) -> tuple[dict[str, Schema], list[str]]:
@@ -53,42 +49,31 @@ def _hints(owner: type) -> dict[str, Any]:
         return {}
 
 
+class _Lenient(GenerateJsonSchema):
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Schema:
+        return {}  # an object of Python: YAML may have its own way to write it
+
+
 def schema_of(hint: Any) -> Schema:
     """The JSON Schema of the values of a type; {} where the type does not settle it.
 
     Text beside an enumeration is taken for its members alone, as in ``IntervalStrategy | str``.
     """
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    parts = typing.get_args(hint) if union else (hint,)
-    if any(isinstance(part, enum.EnumMeta) for part in parts):
-        parts = tuple(part for part in parts if part is not str)
-    if float in parts:
-        parts = tuple(part for part in parts if part is not int)
-    known = [_one(part) for part in parts]
-    if {} in known:
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    enums = [part for part in parts if isinstance(part, enum.EnumMeta)]
+    literals = [part for part in parts if typing.get_origin(part) is Literal]
+    words = [member.value for part in enums for member in part]
+    words += [word for part in literals for word in typing.get_args(part)]
+    if any("[" in str(word) for word in words):
+        return {}  # 'name_[number]' is a pattern
+    said_by_others = ([str] if enums else []) + ([int] if float in parts else [])
+    known = [part for part in parts if part not in [*enums, *literals, *said_by_others]]
+    known += [Literal[tuple(words)]] if words else []
+    try:
+        adapter = TypeAdapter(Union[tuple(known)], config=ConfigDict(arbitrary_types_allowed=True))  # noqa: UP007
+        schema = adapter.json_schema(schema_generator=_Lenient)
+    except (PydanticUserError, SchemaError):
         return {}
-    words = [word for part in known for word in part.get("enum", ())]
-    plain = [part["type"] for part in known if part.keys() == {"type"}]
-    nested = [part for part in known if "enum" not in part and part.keys() != {"type"}]
-    found = [{"enum": words}] if words else []
-    found += [{"type": plain[0] if len(plain) == 1 else sorted(set(plain))}] if plain else []
-    found += nested
-    return found[0] if len(found) == 1 else {"anyOf": found}
-
-
-def _one(part: Any) -> Schema:
-    origin, inner = typing.get_origin(part) or part, typing.get_args(part)
-    if isinstance(origin, enum.EnumMeta):
-        return {"enum": [member.value for member in origin]}  # type: ignore[var-annotated]
-    if origin is typing.Literal:
-        return {} if any("[" in str(word) for word in inner) else {"enum": list(inner)}  # 'name_[number]' is a pattern
-    kind = _KINDS.get(origin)
-    if kind is None:
-        return {}
-    if origin is tuple and inner and Ellipsis not in inner:
-        return {"type": kind, "items": schema_of(typing.Union[inner]), "minItems": len(inner), "maxItems": len(inner)}  # noqa: UP007  # fmt: skip
-    if kind == "array" and inner:
-        return {"type": kind, "items": schema_of(inner[0])}
-    if kind == "object" and inner and schema_of(inner[1]):
-        return {"type": kind, "additionalProperties": schema_of(inner[1])}
-    return {"type": kind}
+    if "anyOf" in schema:
+        schema["anyOf"].sort(key=str)  # Python may give the parts of a union in the order of an equal one
+    return {} if "$defs" in schema or {} in schema.get("anyOf", ()) else schema

@@ -7,16 +7,17 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..reading.draft import Draft
-from ..reading.loader import check, read
+from ..reading.loader import read
 from ..reading.schema import Recipe
-from .resolved import Resolved, resolve
+from .resolved import resolve
 from .run_folder import RunFolder
-from .train import require_packages
 
-_GPU_ONLY = ("fp16", "fp16_full_eval", "tf32", "torch_compile")
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+_GPU_ONLY = {"fp16", "fp16_full_eval", "tf32", "torch_compile"}
 
 
 def dry_run(
@@ -36,42 +37,25 @@ def dry_run(
     Raises:
         UserError: what `train` would raise before training.
     """
-    recipe, here = resolve_for_this_machine(file, overrides)
+    recipe = resolve(read(file, overrides))
     recipe.folder().require_same(recipe.settings)
-    if here.recipe is None:
-        _say_lightning(here.settings, recipe.settings["trainer"], say, nproc)
+    if recipe.recipe is None:
+        _say_lightning(recipe.settings, say, nproc)
     else:
-        _say_trainer(here.recipe, say, nproc)
+        _say_trainer(recipe.recipe, say, nproc)
     say("Nothing was trained, and no run folder written.")
 
 
-def resolve_for_this_machine(file: str | os.PathLike[str], overrides: Sequence[str]) -> tuple[Resolved, Resolved]:
-    """The recipe as it stands, and as this machine can take it, with or without a GPU; that one is checked in full.
-
-    Raises `UserError` for every problem that is none of the machine's.
-    """
-    draft = read(file, overrides)
-    require_packages(draft.framework)
-    draft.raise_problems()
-    adapted = read(file, [*overrides, *_without_gpu(draft)])
-    check(adapted)
-    return resolve(draft), resolve(adapted)
-
-
-def _without_gpu(draft: Draft) -> list[str]:
+def arguments_here(recipe: Recipe) -> TrainingArguments:
+    """The recipe's TrainingArguments as this machine can take them, with or without a GPU; of no run folder."""
     import torch
 
-    if torch.cuda.is_available():
-        return []
-    if draft.recipe is None:
-        return ["trainer.accelerator=cpu"] + (["trainer.precision=32-true"] if _is_half(draft.config) else [])
-    training = draft.recipe.training
-    words = [] if "use_cpu" in training else ["training.use_cpu=true"]
-    return words + [f"training.{name}=false" for name in _GPU_ONLY if training.get(name)]
+    from .trainer_run import build_arguments
 
-
-def _is_half(config: Any) -> bool:
-    return str((config.get("trainer") or {}).get("precision", "")).startswith("16")
+    training = recipe.training
+    if not torch.cuda.is_available():
+        training = {"use_cpu": True, **training, **dict.fromkeys(_GPU_ONLY & training.keys(), False)}
+    return build_arguments(training, RunFolder(Path(tempfile.gettempdir(), "unused")))
 
 
 def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> None:
@@ -79,12 +63,13 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
 
     from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
-    from .data import load_data
-    from .model import build_model
+    from .model import build_model, require_sizes
     from .summary import size_of
-    from .trainer_run import build_arguments, optimizer_name, refused_optimizer
+    from .trainer_run import optimizer_name, refused_optimizer
+    from .training_data import load_data
 
-    arguments = build_arguments(recipe.training, RunFolder(Path(tempfile.gettempdir(), "unused")))
+    arguments = arguments_here(recipe)
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
     tokenizer, data = load_data(recipe, arguments.seed, say)
     say(data.describe())
     model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)
@@ -110,7 +95,7 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
     _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
 
 
-def _say_lightning(settings: dict[str, Any], asked: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
+def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
     from ...lightning import TextDataModule
     from .batch_text import describe_batch, first_batch
     from .lightning_run import describe, devices_of
@@ -123,6 +108,7 @@ def _say_lightning(settings: dict[str, Any], asked: dict[str, Any], say: Callabl
     prepared = data.prepared
     for line in describe_batch(first_batch(prepared, data.batch_size, data.seed), data.tokenizer_object):
         say(line)
+    asked = settings["trainer"]
     processes = max(nproc, (devices_of(asked) or 1) * asked.get("num_nodes", 1))
     say(describe(cli, settings))
     per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
@@ -163,16 +149,22 @@ def _say_numbers(
 
 
 def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
-    """A LightningCLI of one process for a config, with new weights left without numbers; its data is not prepared."""
+    """A LightningCLI for a config, in one process and with or without a GPU; its data is not prepared.
+
+    New weights are left without numbers.
+    """
     import torch
 
     from ...lightning import TextDataModule
     from ...lightning.cli import quiet
     from .lightning_run import build, in_folder
 
-    trainer = {
-        key: value for key, value in settings["trainer"].items() if key not in ("devices", "num_nodes", "strategy")
-    }
+    asked = settings["trainer"]
+    trainer = {key: value for key, value in asked.items() if key not in ("devices", "num_nodes", "strategy")}
+    if not torch.cuda.is_available():
+        trainer["accelerator"] = "cpu"
+        if str(trainer.get("precision", "")).startswith("16"):
+            trainer["precision"] = "32-true"
     model = (settings["model"].get("init_args") or {}) if isinstance(settings["model"], dict) else {}
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place, quiet():
         with torch.device("meta") if model.get("config") else torch.device("cpu"):

@@ -8,11 +8,13 @@ import copy
 import inspect
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorboard  # noqa: F401  its absence is known now, not when TensorBoardLogger is made
 import torch
 
 from ...errors import UserError, first_line, one_line
@@ -23,11 +25,10 @@ from .lightning_callback import RunFolderCallback, Stopped, drop_stopped
 from .processes import Processes
 from .run_folder import RunFolder, is_about_the_disk, replace_folder
 from .signals import StopRequest
-from .summary import complete, evaluated_at, size_of, summarize
+from .summary import complete, evaluated_at, size_of
 
 _OURS = __name__.partition(".")[0]
 _LIBRARIES = ("lightning", "jsonargparse", "transformers", "peft", "huggingface_hub", "argparse")
-_PACKAGES = ("torch", "lightning", "transformers", "tokenizers")
 
 
 def run(folder: RunFolder, config: dict[str, Any], processes: Processes, say: Callable[[str], object]) -> int:
@@ -58,9 +59,7 @@ def run(folder: RunFolder, config: dict[str, Any], processes: Processes, say: Ca
             with stop.listening(), refusals_as_sentences(lambda: not callback.began):
                 cli.trainer.fit(cli.model, datamodule=cli.datamodule, **_from(checkpoint, cli.trainer.fit))
         except Stopped:
-            saved = f"checkpoint saved in {folder.path}" if callback.step else "nothing to save yet"
-            total = f" of {cli.trainer.max_steps}" if cli.trainer.max_steps > 0 else ""
-            say(f"Stopped at step {callback.step}{total}, {saved}. To go on, run the same command again.")
+            say(stop.sentence(callback.step, cli.trainer.max_steps, folder))
             return stop.signal
         _finish(cli, callback, folder, processes, say)
     return 0
@@ -216,7 +215,8 @@ def _finish(
     }
     sophia = next((optimizer for optimizer in optimizers if isinstance(optimizer, SophiaG)), None)
     skipped = getattr(getattr(cli.datamodule, "prepared", None), "skipped_rows", None)
-    complete(folder, summarize(folder, step, tokens, cli.model, names, sophia, _PACKAGES, skipped), say)
+    counted = {"step": step, "tokens": tokens, "skipped_rows": skipped}
+    complete(folder, say, module=cli.model, names=names, optimizer=sophia, **counted)
 
 
 def _model_name(module: Any) -> str:
@@ -254,7 +254,10 @@ def refusals_as_sentences(before_training: Callable[[], bool] = lambda: True) ->
         package = _package(inner)
         if not before_training() or is_about_the_disk(inner) or package not in (_OURS, *_LIBRARIES):
             raise inner from None
-        raise UserError(str(inner) if package == _OURS else one_line(inner)) from None
+        if package == _OURS:
+            raise UserError(str(inner)) from None
+        keys = dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', str(error)))  # of jsonargparse: the outer ones first
+        raise UserError(": ".join([*([".".join(keys)] if keys else []), one_line(inner)])) from None
 
 
 def _package(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ... import models
-from ...errors import UserError, one_line
+from ...errors import UserError, needs, one_line
 from ...tasks import TASKS
 from ...text.prepare import Prepared
 from ...text.tokenizer import padding, why_not_loaded
@@ -17,6 +17,22 @@ from ..reading.schema import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def require_sizes(wanted: Model, task: str, block_size: int) -> None:
+    """Raises `UserError`, before any data is read, when a new model's sizes do not fit each other or the blocks."""
+    import torch
+
+    if wanted.config is None:
+        return
+    try:
+        with torch.device("meta"):
+            config = models.build_model(TASKS[task].auto_class, config=wanted.config).config
+    except Exception as error:  # transformers refuses in many ways
+        raise UserError(f"model.config: {one_line(error)}") from None
+    context = getattr(config, "max_position_embeddings", None)
+    if isinstance(context, int) and block_size > context > 0:
+        raise UserError(f"data.block_size: {block_size} is longer than the model's context of {context} tokens")
 
 
 def build_model(
@@ -108,7 +124,7 @@ def _adapted(model: PreTrainedModel, words: dict[str, Any], empty: bool) -> Any:
     import torch
 
     if importlib.util.find_spec("peft") is None:
-        raise UserError("model.peft needs the package peft, not installed here: pip install peft")
+        raise UserError(f"model.peft: {needs('peft')}")
     try:
         with torch.device("meta") if empty else contextlib.nullcontext():
             return models.with_adapters(model, words)

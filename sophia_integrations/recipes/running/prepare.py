@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...cache import cache_dir
 from ...errors import UserError
+from ..reading.loader import read
 from ..reading.schema import Recipe
-from .dry_run import build_alone, resolve_for_this_machine
-from .run_folder import RunFolder
+from .dry_run import arguments_here, build_alone
+from .resolved import resolve
 
 
 def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callable[[str], object]) -> None:
@@ -27,11 +27,11 @@ def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
     Raises:
         UserError: something cannot be had, or the data does not fit the recipe.
     """
-    _, here = resolve_for_this_machine(file, overrides)
-    if here.recipe is not None:
-        _prepare(here.recipe, say)
+    wanted = resolve(read(file, overrides))
+    if wanted.recipe is not None:
+        _prepare(wanted.recipe, say)
     else:
-        data = build_alone(here.settings, say).datamodule
+        data = build_alone(wanted.settings, say).datamodule
         if data is not None:
             data.prepare_data()
     say(f"Ready, in {cache_dir()} and the hub's own cache: {file} trains without the network; HF_HUB_OFFLINE=1 makes "
@@ -39,11 +39,11 @@ def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
 
 
 def _prepare(recipe: Recipe, say: Callable[[str], object]) -> None:
-    from .data import load_data
-    from .model import build_model
-    from .trainer_run import build_arguments
+    from .model import build_model, require_sizes
+    from .training_data import load_data
 
-    seed = build_arguments(recipe.training, RunFolder(Path(tempfile.gettempdir(), "unused"))).seed
+    seed = arguments_here(recipe).seed
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
     tokenizer, data = load_data(recipe, seed, say)
     say(data.describe())
     build_model(recipe.model, recipe.task, tokenizer, data, seed, empty=recipe.model.pretrained is None)

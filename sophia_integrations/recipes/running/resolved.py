@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...text.files import absolute_globs
-from ..reading.draft import Draft
+from ..reading.loader import CheckedRecipe
 from ..reading.schema import Recipe
 from .run_folder import RunFolder, choose_folder
 
@@ -32,11 +32,6 @@ class Resolved:
     settings: dict[str, Any]
     recipe: Recipe | None = None
 
-    @property
-    def framework(self) -> str:
-        """``hf`` or ``lightning``."""
-        return "lightning" if self.recipe is None else "hf"
-
     def folder(self, *, fresh: bool = False) -> RunFolder:
         """The run folder, or with `fresh` a new one beside it."""
         return self.folder_at(choose_folder(self.run_dir, self.file, fresh=fresh))
@@ -46,17 +41,16 @@ class Resolved:
         return RunFolder(path, "trainer.default_root_dir" if self.recipe is None else "run_dir")
 
 
-def resolve(draft: Draft) -> Resolved:
-    """The recipe of a draft without problems.
+def resolve(checked: CheckedRecipe) -> Resolved:
+    """The recipe as it is run.
 
     Raises:
         UserError: a LightningCLI config says where checkpoints are or where to go on, which a run folder settles.
     """
-    if draft.recipe is None:
-        assert draft.config is not None
-        run_dir = (draft.config.get("trainer") or {}).get("default_root_dir")
-        return Resolved(draft.file, run_dir, _lightning_settings(draft.config))
-    recipe = draft.recipe.model_copy(deep=True)
+    if checked.recipe is None:
+        run_dir = (checked.settings.get("trainer") or {}).get("default_root_dir")
+        return Resolved(checked.file, run_dir, _lightning_settings(checked.settings))
+    recipe = checked.recipe.model_copy(deep=True)
     run_dir, recipe.run_dir = recipe.run_dir, None
     data, model, tokenizer = recipe.data, recipe.model, recipe.tokenizer
     data.files, data.validation_files = _absolute(data.files), _absolute(data.validation_files)
@@ -65,7 +59,7 @@ def resolve(draft: Draft) -> Resolved:
     for section in (model, tokenizer):
         if section is not None and section.pretrained is not None:
             section.pretrained = _absolute_folder(section.pretrained)
-    return Resolved(draft.file, run_dir, recipe.settings(), recipe)
+    return Resolved(checked.file, run_dir, recipe.settings(), recipe)
 
 
 def _absolute(patterns: Sequence[str] | None) -> list[str] | None:

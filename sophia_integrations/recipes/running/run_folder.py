@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...cache import write_aside
 from ...errors import UserError, one_line
-from ..reading.yaml_places import RecipeDumper, parse
+from ..reading.yaml_text import parse, to_yaml
 
 try:
     import fcntl
@@ -111,8 +109,7 @@ class RunFolder:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             text = "# The resolved recipe of this run. To resume it, or to see how it ended:\n"
             text += f"#   sophia train {self.recipe}\n"
-            text += yaml.dump(settings, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=10**6)
-            write_text(self.recipe, text)
+            write_text(self.recipe, text + to_yaml(settings))
 
     def require_same_data(self, text: str) -> None:
         """Stores `text` (counts and digest) or compares it: raises `UserError` when the data changed meanwhile."""

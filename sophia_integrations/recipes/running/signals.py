@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from .processes import Processes
+from .run_folder import RunFolder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_PRESS = 1.0  # seconds; launchers may deliver one Ctrl-C twice
@@ -50,6 +51,12 @@ class StopRequest:
         """The signal that any process received; all must call it after the same step."""
         self.signal = self.processes.agree(self.signal or 0) or None
         return self.signal
+
+    def sentence(self, step: int, last: int, folder: RunFolder) -> str:
+        """What is said of a run that was stopped after `step`; `last` is its last step, or -1 where that is open."""
+        total = f" of {last}" if last > 0 else ""
+        saved = f"checkpoint saved in {folder.path}" if step else "nothing to save yet"
+        return f"Stopped at step {step}{total}, {saved}. To go on, run the same command again."
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from .run_folder import RunFolder, write_text
 
 if TYPE_CHECKING:
     from torch import nn
+
+_PACKAGES = ("torch", "transformers", "accelerate", "lightning", "tokenizers")
 
 
 def size_of(module: nn.Module) -> str:
@@ -34,26 +37,29 @@ def evaluated_at(folder: RunFolder, step: int) -> bool:
     return any("eval_loss" in event and event["step"] == step for event in read_metrics(folder.metrics))
 
 
-def summarize(
+def complete(
     folder: RunFolder,
+    say: Callable[[str], object],
+    *,
     step: int,
     tokens: int,
     module: nn.Module,
     names: dict[str, str],
     optimizer: Any,
-    packages: Sequence[str],
     skipped_rows: int | None,
-) -> dict[str, Any]:
-    """What ``summary.json`` holds.  Losses are in nats per token; ``seconds`` is training time of all sessions.
+) -> None:
+    """Writes ``summary.json``, which makes the folder a complete run, and says the losses.
+
+    Losses are in nats per token; ``seconds`` is training time of all sessions.
 
     Args:
         folder: whose ``metrics.jsonl`` is summed up.
+        say: receives the lines for the reader.
         step: optimizer steps of the run.
         tokens: that it trained on; 0 when they are not known.
         module: the model.
         names: of the model, the optimizer and the device.
         optimizer: whose Hessian estimates are counted; may be wrapped.
-        packages: whose versions matter.
         skipped_rows: left out of the data as bad; None where they are errors.
     """
     events = read_metrics(folder.metrics)
@@ -83,21 +89,23 @@ def summarize(
         summary["skipped_rows"] = skipped_rows
     if shares:
         summary["hessian_time_fraction"] = round(sum(shares) / len(shares), 4)
-    from ... import __version__
-
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-    summary["versions"] = {"sophia-integrations": __version__, **versions}
-    return summary
-
-
-def complete(folder: RunFolder, summary: dict[str, Any], say: Callable[[str], object]) -> None:
-    """Writes ``summary.json``, which makes the folder a complete run, and says the losses."""
+    summary["versions"] = _versions()
     write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
-    logged = any("loss" in event for event in read_metrics(folder.metrics))
-    missing = "not finite" if logged else "not logged"
+    missing = "not finite" if train else "not logged"
     losses = {name: summary[f"{name}_loss"] for name in ("train", "validation")}
     shown = ", ".join(f"{name} loss {missing if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
     if summary.get("eval_accuracy") is not None:
         shown += f", validation accuracy {summary['eval_accuracy']:.4f}"
-    skipped = f", {summary['skipped_rows']:,} bad rows skipped" if summary.get("skipped_rows") else ""
-    say(f"{shown} after {summary['steps']} steps and {summary['seconds']:.0f} s{skipped}")
+    skipped = f", {skipped_rows:,} bad rows skipped" if skipped_rows else ""
+    say(f"{shown} after {step} steps and {summary['seconds']:.0f} s{skipped}")
+
+
+def _versions() -> dict[str, str]:
+    """Of everything that a run's numbers may depend on and that is installed."""
+    from ... import __version__
+
+    found = {"sophia-integrations": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

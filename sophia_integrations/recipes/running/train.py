@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,16 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UserError
-from ..reading.draft import Draft
-from ..reading.loader import check, read
+from ..reading.loader import read
 from .processes import Processes
 from .resolved import Resolved, resolve
 from .run_folder import RunFolder
-
-_NEEDED = {
-    "recipes": ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "tqdm", "tensorboard"),
-    "lightning": ("lightning", "jsonargparse"),
-}
 
 
 @dataclass(frozen=True)
@@ -36,17 +29,6 @@ class Outcome:
     folder: Path
     signal: int = 0
     trained: bool = True
-
-
-def require_packages(framework: str) -> None:
-    """Raises `UserError` naming what recipes of a framework need and is not installed."""
-    for extra in ("recipes", "lightning") if framework == "lightning" else ("recipes",):
-        missing = [name for name in _NEEDED[extra] if importlib.util.find_spec(name) is None]
-        if missing:
-            who = "recipes for Lightning" if extra == "lightning" else "recipes"
-            raise UserError(
-                f"{who} need {', '.join(missing)}, not installed here: pip install 'sophia-integrations[{extra}]'"
-            )
 
 
 def train(
@@ -71,16 +53,16 @@ def train(
     """
     processes = Processes()
     with processes.speaking_once():
-        return _train(read(file, overrides), fresh, processes, say if processes.main else _silent)
+        recipe = processes.in_turn(lambda: resolve(read(file, overrides)))
+        return _train(recipe, fresh, processes, say if processes.main else _silent)
 
 
-def _train(draft: Draft, fresh: bool, processes: Processes, say: Callable[[str], object]) -> Outcome:
-    path, is_complete = processes.first(lambda: _choose(draft, fresh, say))
+def _train(recipe: Resolved, fresh: bool, processes: Processes, say: Callable[[str], object]) -> Outcome:
+    path, is_complete = processes.first(lambda: _choose(recipe, fresh, say))
     if is_complete:
         return Outcome(Path(path), trained=False)
     if not processes.main:
         _hush()
-    recipe = resolve(draft)
     folder = recipe.folder_at(Path(path))
     with contextlib.ExitStack() as held:
 
@@ -98,26 +80,15 @@ def _train(draft: Draft, fresh: bool, processes: Processes, say: Callable[[str],
     return Outcome(folder.path, number, trained=processes.main and not number)
 
 
-def _choose(draft: Draft, fresh: bool, say: Callable[[str], object]) -> tuple[str, bool]:
+def _choose(recipe: Resolved, fresh: bool, say: Callable[[str], object]) -> tuple[str, bool]:
     """The folder to train in, made and writable, and whether a run of this recipe is complete there."""
-    if not draft.problems and not fresh:
-        recipe = resolve(draft)
-        folder = recipe.folder()
-        if folder.complete:
-            try:
-                folder.require_same(recipe.settings)
-            except UserError:
-                check(draft)  # a misspelt key is that, not another recipe
-                raise
-            loss = folder.read_summary().get("validation_loss")
-            shown = "not finite" if loss is None else f"{loss:.4f}"
-            say(f"{folder.path} is complete: validation loss {shown}. To train anew, add --fresh.")
-            return str(folder.path), True
-    require_packages(draft.framework)
-    check(draft)
-    recipe = resolve(draft)
     folder = recipe.folder(fresh=fresh)
     folder.require_same(recipe.settings)
+    if folder.complete:
+        loss = folder.read_summary().get("validation_loss")
+        shown = "not finite" if loss is None else f"{loss:.4f}"
+        say(f"{folder.path} is complete: validation loss {shown}. To train anew, add --fresh.")
+        return str(folder.path), True
     folder.prepare()
     return str(folder.path), False
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorboard  # noqa: F401  its absence is known now, not when TensorBoardCallback is made
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -24,16 +25,14 @@ from ...text.stream import Stream
 from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
 from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
-from .data import load_data
-from .model import build_model
+from .model import build_model, require_sizes
 from .processes import Processes
 from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
 from .signals import StopRequest
-from .summary import complete, evaluated_at, size_of, summarize
+from .summary import complete, evaluated_at, size_of
 from .trainer_callback import RecipeTrainer, RunFolderCallback
-
-_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
+from .training_data import load_data
 
 
 def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[str], object]) -> int:
@@ -48,6 +47,7 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
     require_devices(recipe.training, int(os.environ.get("LOCAL_WORLD_SIZE") or processes.count))
     checkpoint = _checkpoint(folder, processes, say)
     arguments = build_arguments(recipe.training, folder)
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
     tokenizer, data = processes.in_turn(lambda: load_data(recipe, arguments.seed, say, folder))
     say(data.describe())
     model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
@@ -70,8 +70,7 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             step, last = trainer.state.global_step, trainer.state.max_steps
             if stop.signal is not None and step < last:
-                say(f"Stopped at step {step} of {last}, checkpoint saved in {folder.path}. To go on, run the same "
-                    "command again.")  # fmt: skip
+                say(stop.sentence(step, last, folder))
                 return stop.signal
         _finish(recipe, trainer, tokenizer, data, folder, processes, say)
     return 0
@@ -87,11 +86,27 @@ def require_devices(training: dict[str, Any], processes: int) -> None:
         )
 
 
+class OneGpuArguments(TrainingArguments):
+    """TrainingArguments of a process that uses one GPU, not all of them by `DataParallel`.
+
+    Pickled, as in ``training_args.bin``, they are plain TrainingArguments, which open without this package.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (TrainingArguments,), self.__dict__
+
+
 def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArguments:
     """The recipe's TrainingArguments, saving aside in `folder`.
 
     Ours, unless the recipe says otherwise: reports go to TensorBoard, a loss that is not finite is shown as such,
     memory is pinned only for a GPU, several processes take every parameter to have a gradient.
+
+    Raises `UserError` for what they refuse.
     """
     ours = {
         "report_to": ["tensorboard"],
@@ -101,10 +116,12 @@ def build_arguments(training: dict[str, Any], folder: RunFolder) -> TrainingArgu
         "hub_model_id": folder.path.name,
     }
     aside = {"output_dir": str(folder.path / SAVING), "save_total_limit": None, "disable_tqdm": True}
-    arguments = TrainingArguments(**{**ours, **training, **aside})
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several GPUs are trained on by several processes; nothing public turns DataParallel off
-    return arguments
+    try:
+        return OneGpuArguments(**{**ours, **training, **aside})
+    except Exception as error:  # of every kind, ImportError for a missing package among them
+        message = one_line(error)
+        named = next((f".{name}" for name in training if name in message), "")
+        raise UserError(f"training{named}: {message}") from None
 
 
 def optimizer_name(arguments: TrainingArguments) -> str:
@@ -214,8 +231,8 @@ def _finish(
         "optimizer": optimizer_name(trainer.args),
         "device": str(trainer.args.device),
     }
-    summary = summarize(folder, step, tokens, trainer.model, names, trainer.optimizer, _PACKAGES, data.skipped_rows)
-    complete(folder, summary, say)
+    counted = {"step": step, "tokens": tokens, "skipped_rows": data.skipped_rows}
+    complete(folder, say, module=trainer.model, names=names, optimizer=trainer.optimizer, **counted)
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:

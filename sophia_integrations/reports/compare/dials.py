@@ -22,10 +22,7 @@ _NO_DECAY = ("constant", "constant_with_warmup", "reduce_lr_on_plateau")
 
 def load(recipe: str | os.PathLike[str]) -> Settings:
     """A recipe's values, with its base and its defaults.  Raises `UserError` with all its problems."""
-    draft = read(recipe)
-    draft.raise_problems()
-    values = draft.recipe.settings() if draft.recipe is not None else draft.config
-    return copy.deepcopy(values)  # type: ignore[arg-type]
+    return copy.deepcopy(read(recipe).settings)
 
 
 class Dials(Protocol):

@@ -28,19 +28,19 @@ def document(framework: str, model_type: str | None = None) -> dict[str, Any]:
 
     Raises ModuleNotFoundError when it has to be made and the framework is not installed.
     """
-    found = _kept(f"schema-{framework}", lambda: _documents().make(framework))
+    found = _kept(f"schema-{framework}", lambda: _module().make(framework))
     section = found["$defs"]["config"]
     if model_type in section["properties"]["model_type"]["enum"]:
-        keys = _kept(f"schema-config-{model_type}", lambda: _documents().config(model_type))
+        keys = _kept(f"schema-config-{model_type}", lambda: _module().config(model_type))
         section["properties"] = {**keys, **section["properties"]}
         section["additionalProperties"] = False
     return found
 
 
-def _documents() -> Any:
-    from . import documents
+def _module() -> Any:
+    from . import json_schema
 
-    return documents
+    return json_schema
 
 
 def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The JSON Schema of recipes: our own keys and those of the installed transformers, peft and Lightning.
 
-Making a document imports these packages; ``known.py`` keeps it, so that reading a recipe does not.
+Making a document imports these packages; ``schema_cache.py`` keeps it, so that reading a recipe does not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make(framework: str) -> Schema:
         made, packages = (_lightning(), ("lightning", "torch")) if framework == "lightning" else (_hf(), ())
     packages = tuple(name for name in (*packages, "transformers", "peft") if importlib.util.find_spec(name))
     return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": "Made with " + ", ".join(f"{name} {metadata.version(name)}" for name in packages),
         "title": f"A recipe of sophia-integrations (framework: {framework})",
         **made,

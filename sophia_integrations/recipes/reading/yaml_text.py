@@ -38,13 +38,13 @@ class _CoreLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
-class RecipeDumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):
     """Quotes whatever either YAML 1.1 or our reader would take for something other than text."""
 
 
 for _name, (_pattern, _first) in _CORE.items():
     _CoreLoader.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
-    RecipeDumper.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
+    _Dumper.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
 
 
 class Location(NamedTuple):
@@ -84,11 +84,16 @@ class Parsed:
     locations: dict[Path, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def location(self, path: Path) -> Any:
-        """The location of `path`, or of its nearest ancestor that the text contains."""
-        while path and path not in self.locations:
-            path = path[:-1]
-        return self.locations.get(path)
+    def add(self, path: Path, message: str) -> None:
+        """Notes a problem of the key at `path`, placed there or at its nearest ancestor that the text contains.
+
+        A key that has a problem already gets no second one.
+        """
+        if path not in (problem.path for problem in self.problems):
+            place = path
+            while place and place not in self.locations:
+                place = place[:-1]
+            self.problems.append(Problem(self.locations.get(place), path, message))
 
 
 def dotted(path: Path) -> str:
@@ -97,6 +102,11 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def to_yaml(value: Any) -> str:
+    """A value as text that `parse` reads as the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def parse_file(file: FilePath, order: int = 0) -> Parsed:
