@@ -27,8 +27,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 train: $(READY) ## train a GPT-2 with Sophia (RECIPE=… another recipe, ARGS='key=value …' overrides)
 	@$(BIN) -m sophia_integrations train $(RECIPE) $(ARGS)
 
-# Two test files at a time; one file's tests share what they set up.
-BESIDE = --numprocesses 2 --dist loadfile
+# Two test files at a time; one file's tests share what they set up. In the order of their names: xdist would put files
+# of few tests last, which here are long, and one process would wait for the other.
+BESIDE = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## run every test (ARGS='…' are passed to pytest)
 	@OMP_NUM_THREADS=1 $(BIN) -m pytest $(BESIDE) $(ARGS)

@@ -10,7 +10,6 @@ from support import (
     first_hessian,
     hand_estimate,
     make_trainer,
-    run_worker,
     sophia_of,
     tiny_model,
     token_rows,
@@ -104,16 +103,14 @@ def test_gradient_clipping_does_not_touch_the_estimate(tmp_path):
     assert_same(actual, expected)
 
 
-def test_one_process_accumulation_and_two_processes_agree(tmp_path):
+def test_one_process_accumulation_and_two_processes_agree(tmp_path, ddp_ranks):
     rows = token_rows()
     together, expected = first_step(tmp_path / "a", tiny_model(), rows, per_device_train_batch_size=4)
     assert_same(together, expected)
     split, _ = first_step(
         tmp_path / "b", tiny_model(), rows, per_device_train_batch_size=1, gradient_accumulation_steps=4
     )
-    (tmp_path / "c").mkdir()
-    run_worker("trainer_ddp", tmp_path / "c", 1, "none", processes=2)
-    ranks = [torch.load(tmp_path / "c" / f"rank{r}.pt") for r in (0, 1)]
+    ranks = ddp_ranks["causal"]
     assert ranks[0]["distributed"].endswith("MULTI_CPU")
     assert_same(split, together)
     for rank in ranks:
@@ -122,9 +119,8 @@ def test_one_process_accumulation_and_two_processes_agree(tmp_path):
         assert torch.equal(value, ranks[1]["weights"][name]), name
 
 
-def test_a_rank_whose_labels_are_all_masked_joins_with_zeros(tmp_path):
-    run_worker("trainer_ddp", tmp_path, 6, "1", processes=2)
-    ranks = [torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1)]
+def test_a_rank_whose_labels_are_all_masked_joins_with_zeros(ddp_ranks):
+    ranks = ddp_ranks["masked"]
     assert ranks[0]["updates"] == ranks[1]["updates"] == 2
     for name, value in ranks[0]["h"].items():
         assert torch.equal(value, ranks[1]["h"][name]) and torch.isfinite(value).all()

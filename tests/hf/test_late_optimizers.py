@@ -37,7 +37,7 @@ def test_a_batch_size_found_by_running_out_of_memory(tmp_path, where):
         options = {"max_steps": 12, "dataloader_drop_last": True, **options}
         return Small(tiny_model(), make_trainer(tmp_path, **options).args, train_dataset=token_rows())
 
-    trainer = started(auto_find_batch_size=True, per_device_train_batch_size=16)
+    trainer = started(auto_find_batch_size=True, per_device_train_batch_size=8)
     trainer.create_optimizer()
     estimator = sophia_of(trainer).estimator
     estimate = estimator.estimate

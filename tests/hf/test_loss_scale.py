@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from support import first_momentum, make_trainer, run_worker, tiny_model
+from support import first_momentum, make_trainer, tiny_model
 from tiny_heads import classifier, rows_for, t5
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
@@ -40,10 +40,9 @@ def assert_same(whole, parts):
         assert (parts[name] - value).abs().max() <= 1e-6 + 1e-4 * value.abs().max(), name
 
 
-def test_processes_count_as_micro_batches_do(tmp_path):
+def test_processes_count_as_micro_batches_do(tmp_path, ddp_ranks):
     whole = first_gradients(tmp_path, classifier(), 1)
-    run_worker("trainer_ddp", tmp_path, 1, "none", "classifier", processes=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = ddp_ranks["classifier"]
     assert_same(first["m"], second["m"])
     assert_same(whole, first["m"])
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from support import make_trainer
 
 
 def python(code, timeout=100):
@@ -34,12 +36,12 @@ def test_import_is_light():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import sophia_integrations; from transformers import TrainingArguments",
         "from transformers import TrainingArguments, Trainer; import sophia_integrations",
         "from transformers import TrainingArguments; import sophia_integrations; from transformers import Trainer",
     ],
 )
-def test_either_import_order(imports, tmp_path):
+def test_imported_after_transformers(imports, tmp_path):
+    """Every other test here imports this package first."""
     check(
         f"{imports}\n"
         "from transformers import Trainer, HfArgumentParser\n"
@@ -58,10 +60,9 @@ def test_either_import_order(imports, tmp_path):
 
 def test_training_arguments_open_where_the_package_was_never_imported(tmp_path):
     path = tmp_path / "training_args.bin"
+    torch.save(make_trainer(tmp_path).args, path)
     check(
-        "import torch, sophia_integrations\nfrom transformers import TrainingArguments\n"
-        f"torch.save(TrainingArguments({str(tmp_path)!r}, optim='sophia', use_cpu=True), {str(path)!r})"
+        f"import sys, torch; args = torch.load({str(path)!r}, weights_only=False)\n"
+        "assert args.optim == 'sophia' and 'sophia_integrations' not in sys.modules"
     )
-    load = f"args = torch.load({str(path)!r}, weights_only=False); assert args.optim == 'sophia', args.optim"
-    check(f"import torch\n{load}\nimport sys; assert 'sophia_integrations' not in sys.modules")
-    check(f"import torch, sophia_integrations\n{load}")
+    assert torch.load(path, weights_only=False).optim == "sophia"

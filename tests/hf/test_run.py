@@ -125,11 +125,10 @@ ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 @pytest.mark.parametrize(
     ("launcher", "world"),
     [
-        (SOPHIA, 1),
         ([*TORCHRUN, "-m", "sophia_integrations", "run"], 2),
         ([*ACCELERATE, "--module", "sophia_integrations", "run"], 1),
     ],
-    ids=["python", "torchrun", "accelerate"],
+    ids=["torchrun", "accelerate"],
 )
 def test_a_training_script_under_each_launcher(tmp_path, launcher, world):
     write(tmp_path / "script.py", TRAINING_SCRIPT)

@@ -186,18 +186,23 @@ def test_all_labels_masked_makes_no_update_and_the_run_continues(tmp_path):
     assert all(torch.isfinite(s["hessian"]).all() for s in sophia_of(trainer).state.values())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "optim"), [("float32", "sophia"), ("bfloat16", "sophia"), ("bfloat16", "sophia_eigen")]
-)
-def test_killed_and_resumed_run_is_bit_equal(tmp_path, dtype, optim):
-    for name in ("straight", "broken"):
-        (tmp_path / name).mkdir()
-    run_worker("trainer_resume", tmp_path / "straight", "straight", dtype, optim)
-    killed = run_worker("trainer_resume", tmp_path / "broken", "killed", dtype, optim, expect=None)
-    assert killed.returncode in (-9, 137) and not (tmp_path / "broken" / "killed.pt").exists()
-    run_worker("trainer_resume", tmp_path / "broken", "resumed", dtype, optim)
-    straight = torch.load(tmp_path / "straight" / "straight.pt")
-    resumed = torch.load(tmp_path / "broken" / "resumed.pt")
+RESUMED = ["float32:sophia", "bfloat16:sophia", "bfloat16:sophia_eigen"]
+
+
+@pytest.fixture(scope="module")
+def resumed_runs(tmp_path_factory):
+    """A folder for each of `RESUMED`, from one process that starts every run in a child of its own."""
+    folder = tmp_path_factory.mktemp("resumed")
+    run_worker("trainer_resume", folder, *RESUMED)
+    return folder
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_resumed_run_is_bit_equal(resumed_runs, name):
+    dtype, optim = name.split(":")
+    assert not (resumed_runs / name / "broken" / "killed.pt").exists()
+    straight = torch.load(resumed_runs / name / "straight" / "straight.pt")
+    resumed = torch.load(resumed_runs / name / "broken" / "resumed.pt")
     assert straight["counters"] == resumed["counters"]
     assert [straight["counters"][k] for k in ("step", "hessian_updates", "hessian_skipped")] == [20, 5, 0]
     assert (straight["counters"]["auto_rho"] > 0) == (optim == "sophia_eigen")

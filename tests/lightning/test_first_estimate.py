@@ -59,22 +59,16 @@ def test_partial_last_window():
 
 KINDS = ("model", "logits")
 LAYOUTS = ("ddp", "static", "views", "unused")
+SHARDED = ("sharded:fsdp2:12", "split:tensor:12", "causal:fsdp2:12")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What each rank ended with, for every run on two ranks."""
+    """What each rank ended with, for every run on two ranks: one launch for all of them."""
     out = tmp_path_factory.mktemp("ranks")
     runs = [f"{kind}:{layout}:12" for kind in KINDS for layout in LAYOUTS]
-    run_worker("lightning_parallel", out, *runs, processes=2)
+    run_worker("lightning_parallel", out, *runs, *SHARDED, processes=2)
     return [torch.load(out / f"rank{rank}.pt") for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def two_shards(tmp_path_factory):
-    out = tmp_path_factory.mktemp("shards")
-    run_worker("lightning_parallel", out, "sharded:fsdp2:12", "split:tensor:12", "causal:fsdp2:12", processes=2)
-    return torch.load(out / "rank0.pt")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,25 +93,25 @@ def test_layouts_of_ddp_end_with_the_same_weights(two_ranks, layout):
         assert torch.equal(weight, other["weights"][name])
 
 
-def test_fsdp2(two_shards):
+def test_fsdp2(two_ranks):
     """One unit spans the ranks: here one row of each."""
     net, rows = Classifier().net, Rows()
     counted = int((rows.y[:8] != -100).sum())
     pairs = [row_gradients(net, rows.x[i : i + 2], rows.y[i : i + 2]) for i in range(0, 8, 2)]
     names = [name for name, _ in net.named_parameters()]
     expected = {n: sum(g[i].square() for g in pairs) / counted for i, n in enumerate(names)}
-    assert_equal(two_shards["sharded:fsdp2:12"]["h"], expected, "net.")
+    assert_equal(two_ranks[0]["sharded:fsdp2:12"]["h"], expected, "net.")
 
 
-def test_tensor_parallel(two_shards):
+def test_tensor_parallel(two_ranks):
     """Both ranks see the same rows, which count once."""
     rows = Rows()
     expected = hand_rows(Classifier().net, rows.x[:4], rows.y[:4])
-    assert_equal(two_shards["split:tensor:12"]["h"], expected, "net.")
+    assert_equal(two_ranks[0]["split:tensor:12"]["h"], expected, "net.")
 
 
-def test_causal_lm_shards_itself(two_shards):
-    saved = two_shards["causal:fsdp2:12"]
+def test_causal_lm_shards_itself(two_ranks):
+    saved = two_ranks[0]["causal:fsdp2:12"]
     assert saved["updates"] == 3
     assert all(weight.isfinite().all() for weight in saved["weights"].values())
     assert all(h.isfinite().all() for h in saved["h"].values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,6 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
         for name in ("loss", "eval_loss")
         if name in event
     ]
-
-
-def last_step(folder: Path) -> int:
-    return max((event["step"] for event in read_metrics(folder / "metrics.jsonl")), default=0)
 
 
 @pytest.fixture(scope="session")
@@ -120,19 +115,6 @@ def test_a_changed_recipe_is_refused(copy: Path, recipe: Path) -> None:
         'sample.prompt (there "one", asked "two"). Use --fresh to start in a new numbered folder, or run_dir=PATH to '
         "choose one"
     )
-
-
-def test_kill_then_resume_is_exact(recipe: Path, sophia: Any, whole_run: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "tiny"
-    process = sophia.start("train", recipe, cwd=tmp_path)
-    sophia.wait_for(lambda: last_step(folder) >= 45, process)
-    process.send_signal(signal.SIGKILL)
-    sophia.finish(process)
-    assert not (folder / "summary.json").exists()
-    said: list[str] = []
-    assert train(recipe, say=said.append).trained
-    assert any(line.startswith("resuming from") for line in said)
-    assert losses(folder) == losses(whole_run[0])
 
 
 @pytest.mark.parametrize("damage", ["no state", "torn optimizer", "torn weights"])
