@@ -51,7 +51,7 @@ def test_a_comparison_trains_every_learning_rate_and_no_curvature_at_the_best(fi
 
     rows = torch.randint(VOCABULARY, (24, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [{"input_ids": row, "labels": row} for row in rows]
-    part = finetune.Part(tiny_model, default_data_collator, rows[:16], rows[16:], (1e-3, 1e-2), 4, 2)
+    part = finetune.Part(tiny_model, default_data_collator, rows[:16], rows[16:], (1e-3, 1e-2), (1e-3, 1e-2), 4, 2)
     monkeypatch.setitem(finetune.PARTS, "tiny", lambda: part)
     finetune.compare("tiny", steps=None, only=finetune.RULES)
     table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

@@ -95,6 +95,8 @@ def listing() -> str:
 def copy(wanted: str | os.PathLike[str], dest: str | os.PathLike[str] = ".") -> list[Path]:
     """Copies a recipe, and the base that it names to the same place beside it; returns the files written.
 
+    A base outside the recipe's folder comes to lie in the copy's, which then names it there.
+
     Args:
         wanted: as for `find`.
         dest: a file, or an existing folder.
@@ -105,13 +107,21 @@ def copy(wanted: str | os.PathLike[str], dest: str | os.PathLike[str] = ".") -> 
     source = find(wanted)
     target = Path(dest) / source.name if Path(dest).is_dir() else Path(dest)
     text = source.read_text(encoding="utf-8-sig")
-    files = {target: _EDITORS.sub(lambda said: f"{said[1]}{(source.parent / said[2]).resolve()}", text)}
+    text = _EDITORS.sub(lambda said: f"{said[1]}{(source.parent / said[2]).resolve()}", text)
     value = parse_file(source).value
     base = value.get(BASE) if isinstance(value, dict) else None
+    files: dict[Path, str] = {}
     if isinstance(base, str):
-        beside, content = target.parent / base, (source.parent / base).read_text(encoding="utf-8-sig")
+        content = (source.parent / base).read_text(encoding="utf-8-sig")
+        if ".." in Path(base).parts or Path(base).is_absolute():
+            base = Path(base).name
+            text = re.sub(rf"(?m)^{BASE}:.*$", f"{BASE}: {base}", text, count=1)
+        beside = target.parent / base
+        if beside == target:
+            raise UserError(f"{target} is the name of the recipe's base; choose another: sophia cp {wanted} DEST")
         if not beside.is_file() or beside.read_text(encoding="utf-8-sig") != content:
             files[beside] = content
+    files = {target: text, **files}
     for path in files:
         if path.exists() or path.is_symlink():
             raise UserError(f"{path} is already there; choose another place: sophia cp {wanted} DEST")

@@ -100,6 +100,15 @@ def test_cp_keeps_a_recipe_beside_its_base() -> None:
     assert catalog.copy("from/own.yaml", "to/other.yaml") == [Path("to/other.yaml")]
 
 
+def test_cp_brings_a_base_from_outside_into_the_folder() -> None:
+    Path("to").mkdir()
+    written = catalog.copy("compare/gpt2-5m", "to/mine.yaml")
+    assert written == [Path("to/mine.yaml"), Path("to/pretrain-gpt2-stdlib.yaml")]
+    assert read("to/mine.yaml").settings["model"]["config"]["n_embd"] == 256
+    with pytest.raises(UserError, match=r"^to/pretrain-gpt2-stdlib\.yaml is the name of the recipe's base"):
+        catalog.copy("compare/gpt2-5m", "to/pretrain-gpt2-stdlib.yaml")
+
+
 def test_a_base_of_the_same_name_is_not_overwritten() -> None:
     Path("from/under").mkdir(parents=True)
     Path("from/under/base.yaml").write_text("framework: hf\n")
