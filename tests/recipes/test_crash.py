@@ -46,7 +46,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_while_saving(kills: int, recipe: Path, sophia: Any, tmp_path: Path) -> None:
     undisturbed = train(recipe, [*SAVING, "run_dir=undisturbed"], say=lambda line: None).folder
     folder, moments, newest = tmp_path / "runs" / "tiny", random.Random(kills), 0
