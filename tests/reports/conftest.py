@@ -71,7 +71,7 @@ def _written(folder: Path, text: str, **values: object) -> str:
 
 @pytest.fixture
 def hf_recipe(corpus: Path, tmp_path: Path) -> str:
-    return _written(tmp_path, HF, corpus=corpus, steps=180)
+    return _written(tmp_path, HF, corpus=corpus, steps=120)
 
 
 @pytest.fixture
