@@ -178,7 +178,7 @@ def test_what_does_not_fit_together_is_measured_apart_and_found_again(
 def test_a_comparison_that_cannot_be_is_refused_before_anything_runs(hf_recipe: str) -> None:
     for arguments, sentence in (
         (dict(against=["adam"]), "--against adam: did you mean adamw"),
-        (dict(budget=5), "a budget of 5 runs is too small"),
+        (dict(budget=3), "a budget of 3 runs is too small"),
         (dict(seeds="one"), "--seeds one: expected whole numbers"),
         (dict(seeds="1000"), "1000 is also among the seeds that confirm"),
     ):

@@ -62,8 +62,28 @@ def test_no_such_protocol():
         read_protocol("fast")
 
 
-def test_a_budget_that_is_too_small_says_what_it_must_be():
-    with pytest.raises(UserError, match=re.escape("a budget of 7 runs is too small")) as error:
-        read_protocol(budget=7)
+def test_a_budget_that_is_too_small_says_what_it_must_be(tmp_path):
+    with pytest.raises(UserError, match=re.escape("a budget of 3 runs is too small")) as error:
+        read_protocol(budget=3)
+    assert "3 learning rates at 0.25 of the horizon + 1 finalist take 4" in str(error.value)
+    mine = written(tmp_path, "compare: {tuning: {finalists: 3, knob: weight_decay}}")
+    with pytest.raises(UserError, match="a budget of 7 runs is too small") as error:
+        read_protocol(mine, budget=7)
     assert "3 learning rates at 0.25 of the horizon + 3 finalists + 2 of weight_decay take 8" in str(error.value)
-    assert read_protocol(budget=8).tuning.rates == 3
+    assert read_protocol(mine, budget=8).tuning.rates == 3
+
+
+@pytest.mark.parametrize("judge", ["same", "half", "fit"])
+def test_a_small_budget_goes_to_learning_rates_as_the_file_that_says_so(judge, tmp_path):
+    text = f"compare: {{judge: {judge}, tuning: {{budget: 5, finalists: 1, knob: none}}}}"
+    assert read_protocol(judge, budget=5) == read_protocol(written(tmp_path, text))
+    for budget in (4, 5, 6, 7):
+        tuning = read_protocol(judge, budget).tuning
+        assert (tuning.rates, tuning.finalists, tuning.knob) == (budget - 1, 1, "none")
+    whole = read_protocol(judge, budget=8).tuning
+    assert (whole.rates, whole.finalists, whole.knob) == (3, 3, "weight_decay")
+
+
+def test_a_file_decides_what_it_names_of_a_small_budget(tmp_path):
+    tuning = read_protocol(written(tmp_path, "compare: {tuning: {budget: 6, finalists: 2}}")).tuning
+    assert (tuning.rates, tuning.finalists, tuning.knob) == (4, 2, "none")

@@ -64,6 +64,19 @@ def test_the_budget_is_spent_as_the_protocol_says():
     assert tuned.side.settings["training"]["max_steps"] == 400
 
 
+def test_a_small_budget_tries_rates_alone_and_the_neighbours_of_the_best():
+    train = Trainer(a=valley(1e-3), b=valley(1e-3))
+    tuned = tune([side("a"), side("b")], read_protocol(budget=5).tuning, train)
+    for one in tuned:
+        assert [asked[:3] + asked[4:] for asked in train.of(one.side.name)] == [
+            *[(100, rate, 0.1, False) for rate in (2.5e-4, 5e-4, 1e-3, 2e-3)],
+            (400, 1e-3, 0.1, False),
+            *[(400, rate, 0.1, True) for rate in (5e-4, 2e-3)],
+        ]
+        assert not one.at_edge and one.side.settings["training"]["learning_rate"] == 1e-3
+    require_equal_budgets(tuned)
+
+
 def test_a_best_value_at_the_edge_extends_the_grid_for_everyone():
     train = Trainer(a=valley(1e-3), b=valley(16e-3))
     a, b = tune([side("a"), side("b")], tuning(), train)

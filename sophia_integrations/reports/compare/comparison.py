@@ -43,7 +43,8 @@ def compare(
         recipe: a recipe.
         against: names of `RIVALS`, or recipes. The reference is adamw if it is among them, else the first.
         protocol: a way to judge, or a file.
-        budget: tuning runs of each optimizer, instead of the protocol's.
+        budget: tuning runs of each optimizer, instead of the protocol's; 4 to 7 of them try learning rates alone, and
+            the best again at all steps.
         seeds: of the runs that count, instead of the protocol's; ``0,1,2`` or numbers.
         dry_run: only measure a step of each optimizer and say what the comparison would take.
         say: receives the lines for the reader.

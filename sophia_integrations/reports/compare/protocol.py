@@ -16,6 +16,9 @@ JUDGES = ("same", "half", "fit")
 KNOB_VALUES = 2
 """New runs of the last knob: its value divided and multiplied by a factor; the value itself was a finalist."""
 _FEWEST_RATES = 3
+_SMALL = 8
+"""A budget below it cannot pay three rates, three finalists and a knob: `_SMALL_TUNING` is then the default."""
+_SMALL_TUNING = {"finalists": 1, "knob": "none"}
 
 
 class _Section(BaseModel):
@@ -67,11 +70,14 @@ def read_protocol(
 ) -> Protocol:
     """The defaults, laid over by the file or the way to judge that `protocol` names, then by the other arguments.
 
+    A budget from 4 to 7 has one finalist and no knob, so all of it but one run goes to learning rates, unless the file
+    says otherwise.
+
     Raises:
         UserError: no such file or word, or what it says cannot be: a sentence for every key.
     """
     values = _load(DEFAULTS)
-    source = "the protocol"
+    source, tuning = "the protocol", {}
     if protocol in JUDGES:
         values["judge"] = protocol
     elif protocol is not None:
@@ -81,9 +87,12 @@ def read_protocol(
         tuning = given.pop("tuning", {})
         if not isinstance(tuning, dict):
             raise UserError(f"{protocol}: compare.tuning: expected keys such as budget: 10")
-        values = {**values, **given, "tuning": {**values["tuning"], **tuning}}
+        values = {**values, **given, "tuning": values["tuning"]}
     if budget is not None:
-        values["tuning"]["budget"] = budget
+        tuning["budget"] = budget
+    wanted = tuning.get("budget")
+    small = _SMALL_TUNING if isinstance(wanted, int) and 0 < wanted < _SMALL else {}
+    values["tuning"] = {**values["tuning"], **small, **tuning}
     if seeds is not None:
         values["seeds"] = list(seeds)
     try:
@@ -138,8 +147,9 @@ def _require_sense(protocol: Protocol) -> None:
     fewest = max(_FEWEST_RATES, tuning.finalists)
     if tuning.rates < fewest:
         knob = f" + {tuning.knob_runs} of {tuning.knob}" if tuning.knob_runs else ""
+        finalists = f"{tuning.finalists} finalist{'s' if tuning.finalists > 1 else ''}"
         raise UserError(
             f"a budget of {tuning.budget} runs is too small: {fewest} learning rates at {tuning.horizon:g} of the "
-            f"horizon + {tuning.finalists} finalists{knob} take {fewest + tuning.finalists + tuning.knob_runs} of each "
+            f"horizon + {finalists}{knob} take {fewest + tuning.finalists + tuning.knob_runs} of each "
             "optimizer; give --budget that many, or 0 to take every recipe as it is"
         )

@@ -35,8 +35,9 @@ def to_markdown(result: Result) -> str:
         extended = len(result.tuned[0].trials) - tuning.budget - (tuning.knob != "none")
         lines.append(
             f"Each had {tuning.budget} tuning runs{f' and {extended} more at the edges' if extended else ''}: "
-            f"rates a factor {tuning.rate_factor:g} apart at {tuning.horizon:g} of the steps, the best "
-            f"{tuning.finalists} at all of them" + (f", then {tuning.knob}." if tuning.knob != "none" else ".")
+            f"rates a factor {tuning.rate_factor:g} apart at {tuning.horizon:g} of the steps, the best"
+            f"{f' {tuning.finalists}' if tuning.finalists > 1 else ''} at all of them"
+            + (f", then {tuning.knob}." if tuning.knob != "none" else ".")
         )
         lost = [f"{one.side.name} {n}" for one in result.tuned if (n := sum(t.run.diverged for t in one.trials))]
         if lost:
