@@ -121,6 +121,35 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
     assert {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")} == records
 
 
+def test_a_lightning_recipe_is_timed_in_turns(lightning_recipe: str) -> None:
+    said: list[str] = []
+    assert compare(lightning_recipe, budget=0, seeds="1", dry_run=True, say=said.append) == 0
+    (plan,) = said
+    assert "2 runs in about" in plan and "adamw (torch's AdamW, fused): 1 runs" in plan
+    (measured,) = Path("runs/compare-tiny-lightning/runs").glob("measured-*.json")
+    own, adamw = json.loads(measured.read_text())["prices"]
+    for one in (own, adamw):
+        assert one["together"] and len(one["turns"]) == price.TURNS and min(one["turns"]) > 0
+        assert one["evaluation"] > 0 and one["steps_per_epoch"] == 99
+    assert own["flops"] > adamw["flops"] > 0 and own["flops"] > own["pass_flops"] > 0 == adamw["pass_flops"]
+    assert own["state_bytes"] > adamw["state_bytes"] >= 8.0
+
+
+@pytest.mark.slow
+def test_a_lightning_recipe_is_trained_and_judged(lightning_recipe: str) -> None:
+    text = Path(lightning_recipe).read_text()
+    Path(lightning_recipe).write_text(text.replace("max_steps: 120", "max_steps: 40\n  gradient_clip_val: 1.0"))
+    assert compare(lightning_recipe, ["adamw"], "half", budget=0, seeds="1") == 0
+    found = json.loads(Path("runs/compare-tiny-lightning/half/compare.json").read_text())
+    for name, share, steps in (("tiny", "0.5", 20), ("adamw", "1", 40)):
+        side = found["sides"][name]
+        (run,) = side["finals"][share]
+        assert 1.0 < run["loss"] < 6.0 and (run["steps"], run["tokens"]) == (steps, steps * 4 * 16)
+        assert 0 <= side["clipped_share"] <= 1 and side["seconds_per_step"] > 0
+    (verdict,) = found["verdicts"]
+    assert 0.2 < verdict["seconds"]["value"] < 5.0 and verdict["tokens"]["value"] == 0.5
+
+
 def test_a_run_that_takes_too_long_and_one_that_cannot_begin(tmp_path: Path) -> None:
     said: list[str] = []
     settings = {"framework": "hf", "task": "pretrain"}
