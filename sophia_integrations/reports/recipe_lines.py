@@ -1,4 +1,4 @@
-"""The settings that a report speaks of, found in either framework's resolved recipe, each with its line."""
+"""A resolved recipe with the lines of its keys, and the line to edit for a setting."""
 
 from __future__ import annotations
 
@@ -9,40 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..recipes.reading.yaml_text import parse_file
-
-_OPTIMIZER = ("model", "init_args", "optimizer", "init_args")
-_GROUPS = ("model", "init_args", "groups")
-_HF: dict[str, tuple[str, ...]] = {
-    "learning_rate": ("training", "learning_rate"),
-    "warmup_steps": ("training", "warmup_steps"),
-    "warmup_ratio": ("training", "warmup_ratio"),
-    "max_grad_norm": ("training", "max_grad_norm"),
-    "max_steps": ("training", "max_steps"),
-    "fraction": ("training", "optim_args", "hessian_fraction"),
-    "units": ("training", "optim_args", "hessian_units"),
-    "basis": ("training", "optim_args", "basis"),
-    "pretrained": ("model", "pretrained"),
-    "peft": ("model", "peft"),
-    **{
-        name: ("training", "optim_args", name)
-        for name in ("rho", "eps", "noise_floor", "hessian_interval", "unclipped_start", "unclipped_end")
-    },
-}
-_LIGHTNING: dict[str, tuple[str, ...]] = {
-    "learning_rate": (*_OPTIMIZER, "lr"),
-    "warmup_steps": ("model", "init_args", "warmup_steps"),
-    "max_grad_norm": ("trainer", "gradient_clip_val"),
-    "max_steps": ("trainer", "max_steps"),
-    "fraction": ("callback", "fraction"),
-    "units": ("callback", "units"),
-    "basis": (*_GROUPS, "basis"),
-    "pretrained": ("model", "init_args", "pretrained"),
-    "peft": ("model", "init_args", "peft"),
-    "hessian_interval": (*_OPTIMIZER, "hessian_interval"),
-    **{name: (*_GROUPS, name) for name in ("rho", "eps", "noise_floor", "unclipped")},
-}
-_DEFAULTS: dict[str, Any] = {"fraction": 0.0625, "units": 8, "hessian_interval": 10}
-"""Of both frameworks; `rho` and `eps` depend on the optimizer."""
+from .places import Keys, at, is_lightning, path_of, value_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +34,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class RecipeLines:
-    """A resolved recipe as nested mappings, `optim_args` split, and the lines of its keys.
+    """A resolved recipe and the lines of its keys.
 
     Attributes:
         settings: the recipe; empty where there is none.
@@ -75,7 +42,7 @@ class RecipeLines:
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    places: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    places: Mapping[Keys, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> RecipeLines:
@@ -88,14 +55,8 @@ class RecipeLines:
             parsed = None
         if parsed is None or parsed.problems or not isinstance(parsed.value, dict):
             raise UserError(f"{file} is damaged; restore it, or take it away to go without the recipe")
-        settings = dict(parsed.value)
-        training = settings.get("training")
-        if isinstance(training, dict) and isinstance(training.get("optim_args"), str):
-            pairs = (part.partition("=") for part in training["optim_args"].split(",") if part)
-            options = {key.strip(): _number(value.strip()) for key, _, value in pairs}
-            settings["training"] = {**training, "optim_args": options}
         places = {path: f"{place.source}:{place.line}" for path, place in parsed.locations.items() if path}
-        return cls(settings, places)
+        return cls(parsed.value, places)
 
     @property
     def found(self) -> bool:
@@ -105,31 +66,30 @@ class RecipeLines:
     @property
     def lightning(self) -> bool:
         """Whether it is a LightningCLI config."""
-        return "trainer" in self.settings
+        return is_lightning(self.settings)
 
     @property
     def optimizer(self) -> str | None:
         """``training.optim``, or the class of a Lightning recipe's optimizer; None without a recipe."""
         if self.lightning:
-            name = str(self._at(_OPTIMIZER[:-1] + ("class_path",))).rpartition(".")[2]
+            name = str(at(self.settings, ("model", "init_args", "optimizer", "class_path"))).rpartition(".")[2]
             return f"{name} in the eigenbasis" if self.value("basis") == "eigen" else name
-        name = self._at(("training", "optim"))
+        name = at(self.settings, ("training", "optim"))
         return name if name or not self.found else "adamw_torch_fused"
 
     def value(self, name: str) -> Any:
         """A setting by its name in `TrainingArguments` or of `SophiaG`; the default, else None, where it is not set."""
-        value = self._at(self._path(name))
-        if value is None and name.startswith("unclipped_") and self.lightning:
-            both = self._at(self._path("unclipped"))
-            value = both[name == "unclipped_end"] if both else None
-        return _DEFAULTS.get(name) if value is None else value
+        if self.lightning and name.startswith("unclipped_"):
+            both = value_of(self.settings, "unclipped")
+            return both[name == "unclipped_end"] if both else None
+        return value_of(self.settings, name)
 
     def edit(self, name: str, proposed: Any, now: Any = None) -> Edit:
         """The change of a setting to `proposed`; `now` says what it is where the recipe does not."""
         if self.lightning and name.startswith("unclipped_"):
-            return Edit(name, None, _shown(proposed), self._place(self._path("unclipped")))
-        path = self._path(name)
-        value = self._at(path)
+            return Edit(name, None, _shown(proposed), self._place(path_of(self.settings, "unclipped")))
+        path = path_of(self.settings, name)
+        value = at(self.settings, path)
         shown = None if (value if value is not None else now) is None else _shown(value if value is not None else now)
         if not self.found:
             return Edit(name, shown, _shown(proposed))
@@ -139,36 +99,10 @@ class RecipeLines:
             return Edit("training.optim_args", now_pair, pair.format(_shown(proposed)), self._place(path[:-1]))
         return Edit(".".join(map(str, path)), shown, _shown(proposed), self._place(path))
 
-    def _path(self, name: str) -> tuple[str | int, ...]:
-        path: tuple[str | int, ...] = (_LIGHTNING if self.lightning else _HF).get(name, (name,))
-        if path[: len(_GROUPS)] == _GROUPS and self._at(path) is None and not self._at(_GROUPS):
-            return (*_OPTIMIZER, *path[len(_GROUPS) :])
-        if path[0] != "callback":
-            return path
-        callbacks = self._at(("trainer", "callbacks")) or []
-        ours = [i for i, c in enumerate(callbacks) if str(c.get("class_path", "")).endswith("SophiaCallback")]
-        return ("trainer", "callbacks", ours[0] if ours else 0, "init_args", *path[1:])
-
-    def _at(self, path: tuple[str | int, ...]) -> Any:
-        value: Any = self.settings
-        for key in path:
-            try:
-                value = value[key]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return value
-
-    def _place(self, path: tuple[str | int, ...]) -> str | None:
+    def _place(self, path: Keys) -> str | None:
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path)
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text) if set(text) & set(".eE") else int(text)
-    except ValueError:
-        return text
 
 
 def _shown(value: Any) -> str:

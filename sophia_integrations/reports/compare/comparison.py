@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...recipes.running.run_folder import write_text
-from .dials import Settings, dials_of
+from ..places import Settings, is_lightning
+from .dials import dials_of
 from .figure import draw
 from .judge import Judged, judge
 from .price import Price, measure
@@ -58,7 +59,7 @@ def compare(
     """
     checked = read_protocol(protocol, budget, _seeds(seeds))
     sides = sides_of(recipe, against)
-    lightning = "" if sides[0].settings.get("framework") == "hf" else "-lightning"
+    lightning = "-lightning" if is_lightning(sides[0].settings) else ""
     folder = Path("runs") / f"compare-{Path(recipe).stem}{lightning}"
     (folder / checked.judge).mkdir(parents=True, exist_ok=True)
     write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))

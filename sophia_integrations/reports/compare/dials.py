@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from ...errors import UserError
 from ...recipes.reading.loader import read
+from ..places import Settings, is_lightning, path_of, put, value_of
 
-Settings = dict[str, Any]
 OURS = "compare_"
 """How ``training.optim`` begins of the rivals that only a comparison's runs know."""
 OWN_OPTIM_ARGS = ("sophia", OURS)
@@ -25,45 +26,77 @@ def load(recipe: str | os.PathLike[str]) -> Settings:
     return copy.deepcopy(read(recipe).settings)
 
 
-class Dials(Protocol):
-    """One framework's places for what a comparison turns."""
+class Dials(ABC):
+    """What a comparison turns; what is not abstract is the same in both frameworks but for its place."""
 
     folder_key: str
 
+    @abstractmethod
     def prepare(self, settings: Settings) -> Settings:
         """Without what a comparison decides itself; raises `UserError` for what cannot be compared."""
 
     def get(self, settings: Settings, dial: str) -> float:
         """The value of ``rate``, ``weight_decay`` or ``beta1``; raises `UserError` when the recipe has no rate."""
+        name = self._name(settings, dial)
+        value = value_of(settings, name)
+        if value is None and dial == "rate":
+            key = ".".join(map(str, path_of(settings, name)))
+            raise UserError(f"{key}: give one: the rates that are tried lie around it")
+        return float(self._default(settings, dial) if value is None else value)
 
     def set(self, settings: Settings, dial: str, value: float) -> Settings:
         """With that value."""
+        new = copy.deepcopy(settings)
+        put(new, self._name(settings, dial), value)
+        return new
 
     def with_seed(self, settings: Settings, seed: int) -> Settings:
         """With initial weights and an order of the data of that seed."""
+        new = copy.deepcopy(settings)
+        put(new, "seed", seed)
+        return new
 
     def with_horizon(self, settings: Settings, share: float) -> Settings:
         """A run of that share of the length, its whole schedule with it."""
+        new = copy.deepcopy(settings)
+        for name in ("max_steps", "warmup_steps"):
+            if (steps := value_of(new, name)) and steps >= 1:
+                put(new, name, scaled(steps, share))
+        return new
 
+    @abstractmethod
     def measured(self, settings: Settings, steps: int, logs: int) -> Settings:
         """A short run of which only the time is wanted: logged every `logs` steps, evaluated at its end alone."""
 
     def length(self, settings: Settings) -> tuple[int | None, float | None]:
         """Optimizer steps, or where they follow from them, epochs."""
+        steps = value_of(settings, "max_steps")
+        return (steps, None) if steps and steps > 0 else (None, float(value_of(settings, "epochs") or 3))
 
+    @abstractmethod
     def evaluations(self, settings: Settings, steps: int) -> int:
         """How often a run of `steps` is evaluated."""
 
     def interval(self, settings: Settings) -> int:
         """Steps after which the price of a step repeats."""
+        steps = int(value_of(settings, "hessian_interval"))
+        return steps if 1 <= steps <= 50 else 10
+
+    @abstractmethod
+    def _name(self, settings: Settings, dial: str) -> str:
+        """What `path_of` calls a dial."""
+
+    @abstractmethod
+    def _default(self, settings: Settings, dial: str) -> float:
+        """The weight decay or β₁ of an optimizer that is told none."""
 
 
 def dials_of(settings: Settings) -> Dials:
     """Those of the recipe's framework."""
-    return _HF if settings.get("framework") == "hf" else _LIGHTNING
+    return _LIGHTNING if is_lightning(settings) else _HF
 
 
-class _HfDials:
+class _HfDials(Dials):
     folder_key = "run_dir"
 
     def prepare(self, settings: Settings) -> Settings:
@@ -81,44 +114,12 @@ class _HfDials:
             training.pop(key, None)
         return new
 
-    def get(self, settings: Settings, dial: str) -> float:
-        training = settings["training"]
-        if dial == "rate":
-            if "learning_rate" not in training:
-                raise UserError("training.learning_rate: give one: the rates that are tried lie around it")
-            return float(training["learning_rate"])
-        if dial == "weight_decay":
-            return float(training.get("weight_decay", 0.0))
-        optim = str(training.get("optim", ""))
-        if optim.startswith(OWN_OPTIM_ARGS):
-            return float(optim_args(training).get("beta1", _beta1_of(optim)))
-        return float(training.get("adam_beta1", 0.9))
-
-    def set(self, settings: Settings, dial: str, value: float) -> Settings:
-        new = copy.deepcopy(settings)
-        training = new["training"]
-        if dial == "beta1" and str(training.get("optim", "")).startswith(OWN_OPTIM_ARGS):
-            set_optim_args(training, beta1=value)
-        else:
-            key = {"rate": "learning_rate", "weight_decay": "weight_decay", "beta1": "adam_beta1"}[dial]
-            training[key] = value
-        return new
-
-    def with_seed(self, settings: Settings, seed: int) -> Settings:
-        new = copy.deepcopy(settings)
-        new["training"]["seed"] = seed
-        return new
-
     def with_horizon(self, settings: Settings, share: float) -> Settings:
-        new = copy.deepcopy(settings)
-        training = new["training"]
-        if training.get("max_steps", -1) > 0:
-            training["max_steps"] = scaled(training["max_steps"], share)
-        else:
-            training["num_train_epochs"] = float(training.get("num_train_epochs", 3)) * share
-        if training.get("warmup_steps", 0) >= 1:
-            training["warmup_steps"] = scaled(training["warmup_steps"], share)
-        more = training.get("lr_scheduler_kwargs")
+        new = super().with_horizon(settings, share)
+        steps, epochs = self.length(settings)
+        if steps is None:
+            put(new, "epochs", epochs * share)
+        more = new["training"].get("lr_scheduler_kwargs")
         for key in more if isinstance(more, dict) else ():
             if key.endswith("_steps") and isinstance(more[key], int):
                 more[key] = scaled(more[key], share)
@@ -134,13 +135,8 @@ class _HfDials:
             training.pop(key, None)
         training["lr_scheduler_type"] = "linear"
         if training.get("optim") == "sophia_eigen":
-            set_optim_args(training, basis_warmup=0)
+            put(new, "basis_warmup", 0)
         return new
-
-    def length(self, settings: Settings) -> tuple[int | None, float | None]:
-        training = settings["training"]
-        steps = training.get("max_steps", -1)
-        return (steps, None) if steps > 0 else (None, float(training.get("num_train_epochs", 3)))
 
     def evaluations(self, settings: Settings, steps: int) -> int:
         training = settings["training"]
@@ -148,11 +144,15 @@ class _HfDials:
         by_steps = training.get("eval_strategy") == "steps"
         return max(1, int(steps / every if every >= 1 else 1 / every)) if by_steps else 1
 
-    def interval(self, settings: Settings) -> int:
-        return _period(optim_args(settings["training"]).get("hessian_interval", 10))
+    def _name(self, settings: Settings, dial: str) -> str:
+        own = str(settings["training"].get("optim", "")).startswith(OWN_OPTIM_ARGS)
+        return {"rate": "learning_rate", "beta1": "beta1" if own else "adam_beta1"}.get(dial, dial)
+
+    def _default(self, settings: Settings, dial: str) -> float:
+        return _beta1_of(str(settings["training"].get("optim", ""))) if dial == "beta1" else 0.0
 
 
-class _LightningDials:
+class _LightningDials(Dials):
     folder_key = "trainer.default_root_dir"
 
     def prepare(self, settings: Settings) -> Settings:
@@ -178,50 +178,24 @@ class _LightningDials:
         return new
 
     def get(self, settings: Settings, dial: str) -> float:
-        optimizer = settings["model"]["init_args"]["optimizer"]
-        arguments = optimizer.get("init_args") or {}
-        if dial == "rate":
-            if "lr" not in arguments:
-                raise UserError(
-                    "model.init_args.optimizer.init_args.lr: give one: the rates that are tried lie around it"
-                )
-            return float(arguments["lr"])
-        if dial == "weight_decay":
-            return float(arguments.get("weight_decay", 0.1 if "Sophia" in optimizer["class_path"] else 0.01))
-        if "momentum" in arguments:
-            return float(arguments["momentum"])
-        eigen = (settings["model"]["init_args"].get("groups") or {}).get("basis") == "eigen"
-        return float((self._betas(settings) or (_beta1_of("sophia_eigen" if eigen else optimizer["class_path"]),))[0])
+        betas = self._betas(settings) if self._in_betas(settings, dial) else None
+        return float(betas[0]) if betas else super().get(settings, dial)
 
     def set(self, settings: Settings, dial: str, value: float) -> Settings:
-        new = copy.deepcopy(settings)
-        arguments = new["model"]["init_args"]["optimizer"].setdefault("init_args", {})
-        if dial != "beta1":
-            arguments[{"rate": "lr", "weight_decay": "weight_decay"}[dial]] = value
-        elif "momentum" in arguments:
-            arguments["momentum"] = value
-        else:
-            groups = new["model"]["init_args"].get("groups") or {}
-            eigen = groups.get("basis") == "eigen"
-            place = groups if eigen else arguments
-            second = (self._betas(new) or (None, 0.9 if eigen else 0.99 if "Sophia" in _class(new) else 0.999))[1]
-            place["betas"] = [value, second]
+        if not self._in_betas(settings, dial):
+            return super().set(settings, dial, value)
+        new, eigen, betas = copy.deepcopy(settings), self._eigen(settings), self._betas(settings)
+        second = betas[1] if betas else 0.9 if eigen else 0.99 if "Sophia" in _class(settings) else 0.999
+        model = new["model"]["init_args"]
+        place = model["groups"] if eigen else model["optimizer"].setdefault("init_args", {})
+        place["betas"] = [value, second]
         return new
 
     def with_seed(self, settings: Settings, seed: int) -> Settings:
-        new = copy.deepcopy(settings)
-        new["seed_everything"] = seed
+        new = super().with_seed(settings, seed)
         data = new.get("data")
         if isinstance(data, dict) and str(data.get("class_path")).endswith("TextDataModule"):
             data.setdefault("init_args", {})["seed"] = seed
-        return new
-
-    def with_horizon(self, settings: Settings, share: float) -> Settings:
-        new = copy.deepcopy(settings)
-        new["trainer"]["max_steps"] = scaled(new["trainer"]["max_steps"], share)
-        arguments = new["model"]["init_args"]
-        if arguments.get("warmup_steps"):
-            arguments["warmup_steps"] = scaled(arguments["warmup_steps"], share)
         return new
 
     def measured(self, settings: Settings, steps: int, logs: int) -> Settings:
@@ -230,39 +204,34 @@ class _LightningDials:
             max_steps=steps, val_check_interval=steps, check_val_every_n_epoch=None, log_every_n_steps=logs
         )
         new["model"]["init_args"]["warmup_steps"] = 0
-        groups = new["model"]["init_args"].get("groups")
-        if groups and groups.get("basis") == "eigen":
-            groups["basis_warmup"] = 0
+        if value_of(new, "basis") == "eigen":
+            put(new, "basis_warmup", 0)
         return new
-
-    def length(self, settings: Settings) -> tuple[int | None, float | None]:
-        return settings["trainer"]["max_steps"], None
 
     def evaluations(self, settings: Settings, steps: int) -> int:
         every = settings["trainer"].get("val_check_interval")
         return max(1, steps // every) if isinstance(every, int) and every else 1
 
-    def interval(self, settings: Settings) -> int:
-        arguments = settings["model"]["init_args"]["optimizer"].get("init_args") or {}
-        return _period(arguments.get("hessian_interval", 10))
+    def _name(self, settings: Settings, dial: str) -> str:
+        return {"rate": "learning_rate", "beta1": "momentum"}.get(dial, dial)
+
+    def _default(self, settings: Settings, dial: str) -> float:
+        if dial == "beta1":
+            return _beta1_of("sophia_eigen" if self._eigen(settings) else _class(settings))
+        return 0.1 if "Sophia" in _class(settings) else 0.01
+
+    @staticmethod
+    def _in_betas(settings: Settings, dial: str) -> bool:
+        return dial == "beta1" and value_of(settings, "momentum") is None
+
+    @staticmethod
+    def _eigen(settings: Settings) -> bool:
+        return value_of(settings, "basis") == "eigen"
 
     @staticmethod
     def _betas(settings: Settings) -> Any:
-        arguments = settings["model"]["init_args"]
-        groups = arguments.get("groups") or {}
-        return groups.get("betas") or (arguments["optimizer"].get("init_args") or {}).get("betas")
-
-
-def optim_args(training: dict[str, Any]) -> dict[str, str]:
-    """``optim_args`` of TrainingArguments as a mapping of words."""
-    text = str(training.get("optim_args") or "")
-    return dict(pair.strip().split("=", 1) for pair in text.split(",") if "=" in pair)
-
-
-def set_optim_args(training: dict[str, Any], **values: Any) -> None:
-    """Changes some of them in place."""
-    words = {**optim_args(training), **values}
-    training["optim_args"] = ",".join(f"{key}={value}" for key, value in words.items())
+        model = settings["model"]["init_args"]
+        return (model.get("groups") or {}).get("betas") or (model["optimizer"].get("init_args") or {}).get("betas")
 
 
 def scaled(steps: int, share: float) -> int:
@@ -281,11 +250,6 @@ def _beta1_of(optimizer: str) -> float:
         if part in optimizer.lower():
             return value
     return 0.9
-
-
-def _period(interval: Any) -> int:
-    steps = int(float(interval))
-    return steps if 1 <= steps <= 50 else 10
 
 
 def _class(settings: Settings) -> str:

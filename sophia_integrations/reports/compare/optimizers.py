@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ...optim import param_groups
-from .dials import OURS, optim_args
+from ..places import optim_args
+from .dials import OURS
 
 
 class _MatricesAndRest(Optimizer):
@@ -101,7 +102,7 @@ def for_trainer(name: str) -> Callable[[Any, nn.Module], tuple[type[Optimizer], 
     rival = name.removeprefix(OURS)
 
     def build(args: Any, model: nn.Module) -> tuple[type[Optimizer], dict[str, Any]]:
-        words = optim_args({"optim_args": args.optim_args})
+        words = optim_args(args.optim_args)
         first = float(words.pop("beta1")) if "beta1" in words else None
         if words:
             raise ValueError(f"optim_args: only beta1 is known to {rival}, not {', '.join(words)}")

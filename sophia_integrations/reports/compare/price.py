@@ -20,8 +20,9 @@ from ...errors import UserError
 from ...recipes.running.events import read_metrics
 from ...recipes.running.run_folder import write_text
 from ..bench.timing import in_turns
+from ..places import Settings
 from ..run_folder import read_json
-from .dials import Settings, dials_of
+from .dials import dials_of
 from .rivals import Side
 from .runs import digest
 from .short_run import ShortRun

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, nearest
-from .dials import OURS, Settings, dials_of, load, optim_args, rounded, set_optim_args
+from ..places import Settings, at, is_lightning, set_optim_args, value_of
+from .dials import OURS, dials_of, load, rounded
 
 _OWN = "sophia_integrations.reports.compare.optimizers"
 _CALLBACK = "sophia_integrations.lightning.SophiaCallback"
@@ -133,10 +134,10 @@ def changed(settings: Settings, name: str) -> Settings:
         )
     rate = rounded(dials_of(settings).get(settings, "rate") * rival.rate / _rate_of(settings))
     new = copy.deepcopy(settings)
-    if settings.get("framework") == "hf":
-        _change_hf(new["training"], rival)
-    else:
+    if is_lightning(settings):
         _change_lightning(new, name, rival)
+    else:
+        _change_hf(new["training"], rival)
     return dials_of(new).set(new, "rate", rate)
 
 
@@ -176,24 +177,21 @@ def _change_lightning(settings: Settings, name: str, rival: Rival) -> None:
 
 def _rate_of(settings: Settings) -> float:
     """The multiple of AdamW's learning rate that the recipe's own optimizer takes."""
-    if settings.get("framework") == "hf":
-        optim = str(settings["training"].get("optim", "adamw"))
-        words = optim_args(settings["training"])
+    if is_lightning(settings):
+        optim = str(at(settings, ("model", "init_args", "optimizer", "class_path"))).rpartition(".")[2].lower()
     else:
-        arguments = settings["model"]["init_args"]
-        optim = str(arguments["optimizer"].get("class_path", "")).rpartition(".")[2].lower()
-        words = arguments.get("groups") or {}
+        optim = str(settings["training"].get("optim", "adamw"))
     if optim.startswith("sophia"):
-        return 1.0 if optim == "sophia_eigen" or words.get("basis") == "eigen" else RIVALS["sophia"].rate
+        return 1.0 if optim == "sophia_eigen" or value_of(settings, "basis") == "eigen" else RIVALS["sophia"].rate
     return next((rival.rate for rival in RIVALS.values() if rival.optim == optim), 1.0)
 
 
 def _require_same_task(own: Settings, other: Settings, word: str) -> None:
     keys: tuple[tuple[str, ...], ...] = (("framework",), ("task",), ("tokenizer",), ("data",), ("model",))
-    if own.get("framework") != "hf":
+    if is_lightning(own):
         keys = (("framework",), ("data",), ("model", "init_args", "config"), ("model", "init_args", "pretrained"))
     for key in keys:
-        if _at(own, key) != _at(other, key):
+        if at(own, key) != at(other, key):
             raise UserError(
                 f"--against {word}: its {'.'.join(key)} is not the recipe's: losses compare only for the same model on "
                 "the same text; change nothing but the optimizer and its settings"
@@ -202,10 +200,3 @@ def _require_same_task(own: Settings, other: Settings, word: str) -> None:
     if lengths[0] != lengths[1]:
         shown = [f"{epochs:g} epochs" if steps is None else f"{steps} steps" for steps, epochs in lengths]
         raise UserError(f"--against {word}: it trains {shown[1]}, and the recipe {shown[0]}; make them equal")
-
-
-def _at(settings: Settings, key: tuple[str, ...]) -> Any:
-    value: Any = settings
-    for part in key:
-        value = value.get(part) if isinstance(value, dict) else None
-    return value

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ...recipes.running.events import read_metrics
 from ...recipes.running.run_folder import write_text
+from ..places import Settings
 from ..run_folder import read_json
-from .dials import Settings
 from .progress import Progress, in_words
 from .run import Run, read_run
 from .training import Training, command

@@ -16,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from ...errors import UserError
-from .dials import Settings, dials_of
+from ..places import Settings
+from .dials import dials_of
 
 _CHILD = "sophia_integrations.reports.compare.child"
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import UserError
-from .dials import Settings, dials_of, rounded
+from ..places import Settings
+from .dials import dials_of, rounded
 from .protocol import Tuning
 from .rivals import Side
 from .run import Run
