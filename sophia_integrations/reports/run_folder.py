@@ -158,9 +158,13 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         source = folder / "metrics.jsonl"
         rows = _table((event["step"], event) for event in read_metrics(source))
         complete = bool(summary) if recipe.found else None
-    elif (states := _trainer_states(folder)) is not None:
-        source = states
-        state = read_json(source)
+    elif states := _trainer_states(folder):
+        source = states[-1]
+        try:
+            state = read_json(source)
+        except UserError as error:
+            before = f"; {states[-2].parent} can be read in its place" if states[1:] else ""
+            raise UserError(f"{error}{before}") from None
         if not isinstance(state.get("log_history"), list):
             raise UserError(f"{source} is damaged: it holds no log_history; give another folder or checkpoint")
         rows = _table((entry.get("step"), entry) for entry in state["log_history"] if isinstance(entry, dict))
@@ -180,14 +184,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return Run(folder, source, rows, recipe, summary, steps, complete)
 
 
-def _trainer_states(folder: Path) -> Path | None:
-    """The folder's own state, or that of its newest checkpoint."""
+def _trainer_states(folder: Path) -> list[Path]:
+    """The folder's own state, or those of its checkpoints, the newest last."""
     if (own := folder / "trainer_state.json").is_file():
-        return own
-    saved = {
-        int(m[1]): p for p in folder.glob("checkpoint-*/trainer_state.json") if (m := re.search(r"-(\d+)/", f"{p}"))
-    }
-    return saved[max(saved)] if saved else None
+        return [own]
+    saved = [p for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name[len("checkpoint-") :].isdigit()]
+    return sorted(saved, key=lambda p: int(p.parent.name[len("checkpoint-") :]))
 
 
 def _stopped(state: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,29 @@ def test_without_a_recipe_the_edit_is_a_bare_name(copied):
     (folder / "recipe.yaml").unlink()
     (finding,) = examine(read_run(folder))
     assert [str(edit) for edit in finding.edits] == ["rho: 0.097", "rho: auto"]
+
+
+def test_without_a_recipe_no_default_is_taken_for_what_was_set(copied):
+    folder = copied("pass-too-dear")
+    (folder / "recipe.yaml").unlink()
+    (finding,) = examine(read_run(folder))
+    (edit,) = finding.edits
+    assert re.fullmatch(r"hessian_interval: 26\.7 times as many steps as now", str(edit))
+    masked = examine(read_run(RUNS / "trainer-masked"))[0].sentence
+    assert "8 of about 20 Hessian estimates (at hessian_interval 10, its default) were dropped" in masked
+    folder = change(folder, lambda e: {**e, "sophia/hessian_skipped": 30, "sophia/hessian_time_fraction": 0.01})
+    assert examine(read_run(folder))[0].sentence.startswith("30 Hessian estimates were dropped: h is mostly missing")
+
+
+def test_a_torn_state_of_the_newest_checkpoint_names_the_one_before(copied):
+    folder = copied("trainer-good")
+    whole = folder / "checkpoint-200" / "trainer_state.json"
+    (folder / "checkpoint-90").mkdir()
+    shutil.copy(whole, folder / "checkpoint-90")
+    whole.write_text(whole.read_text()[:900])
+    with pytest.raises(UserError, match="200/trainer_state.json is damaged: .*checkpoint-90 can be read in its place"):
+        read_run(folder)
+    assert read_run(folder / "checkpoint-90").last_step == 200
 
 
 def test_the_newest_checkpoint_speaks(copied):

@@ -55,11 +55,14 @@ def estimates(run: Run) -> Iterator[Finding]:
                 rose.append(step)
             before = value
         many = count >= due / 2
+        of = f" of about {due}" if count <= due else ""
+        assumed = "" if run.recipe.found else f" (at hessian_interval {interval}, its default)"
         yield Finding(
             "estimates",
             "error" if many else "warning",
-            f"{count} of about {due} Hessian estimates were dropped: h is {'mostly missing' if many else 'older there'}"
-            ". The run's own warnings say why: a batch without a label that counts, or figures that are not finite",
+            f"{count}{of} Hessian estimates{assumed if of else ''} were dropped: "
+            f"h is {'mostly missing' if many else 'older there'}. The run's own warnings say why: a batch without a "
+            "label that counts, or figures that are not finite",
             tuple(rose[:5]),
         )
     made = run.summary.get("hessian_updates", due)
@@ -172,6 +175,8 @@ def pass_time(run: Run) -> Iterator[Finding]:
         edits += [run.recipe.edit("fraction", smaller, fraction), run.recipe.edit("units", fewer, units)]
     if rest > 1.1:
         edits.append(run.recipe.edit("hessian_interval", math.ceil(interval * rest), interval))
+    if not run.recipe.found:  # what these settings are is not known then
+        edits = [run.recipe.edit("hessian_interval", f"{factor:.1f} times as many steps as now")]
     yield Finding(
         "pass-time",
         "warning",
