@@ -141,6 +141,10 @@ def test_the_table_the_json_and_the_figure(tmp_path):
     assert read["verdicts"][0]["steps"]["value"] == pytest.approx(0.625, rel=0.01)
     assert read["sides"]["new"]["settings"]["rate"] == 1e-3
     assert len(read["sides"]["adamw"]["finals"]) == 4
+    assert read["sides"]["new"]["recipe"] == found.tuned[0].side.settings
+    assert (read["command"], read["versions"]) == ("sophia compare tiny.yaml", [{"torch": "2"}])
+    assert "peak" in read["units"]["rate"]
+    assert "Trained with torch 2." in table and "changed between runs" not in table
     crosses = pytest.approx(600 * (1 + LAW.at(960) - LAW.at(600)), rel=0.01)
     assert read["sides"]["new"]["crosses_at_step"] == crosses
     assert read["sides"]["slow"]["crosses_at_step"] is None

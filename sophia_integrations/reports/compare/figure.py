@@ -19,7 +19,7 @@ def draw(result: Result, target: Path) -> None:
     """Writes the figure; each curve is the mean over the seeds of the longest runs that count.
 
     A dot is a final loss after the whole decay, at every horizon of a fit; a cross is where a curve first reaches the
-    reference's final loss, on its way and so before its own decay has ended.
+    reference's final loss, on its way and so before its own decay has ended. Command and versions stand below.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,6 +47,9 @@ def draw(result: Result, target: Path) -> None:
     panels[0].legend(frameon=False, fontsize=8)
     headlines = [verdict.headline for verdict in result.verdicts if verdict.headline]
     figure.suptitle("\n".join(headlines) or "no headline", fontsize=9)
+    figure.supxlabel(
+        "\n".join(filter(None, (result.command, result.trained_with))), fontsize=6, color="#777777", wrap=True
+    )
     figure.savefig(target)
 
 

@@ -17,6 +17,15 @@ from .run import Run
 from .tuning import Tuned
 
 DIALS = ("rate", "weight_decay", "beta1")
+_UNITS = {
+    "loss, difference": "nats per prediction, on the validation text at a run's last step",
+    "steps, tokens, flops, seconds of a verdict": "multiples of the reference's",
+    "horizon, keys of finals": "shares of the recipe's steps",
+    "seconds_per_step": "wall-clock, without evaluations; median of turns side by side",
+    "flops_per_step": "multiply-adds of matrix products, times two",
+    "rate": "learning rate at its peak",
+}
+"""Of what is not plain from its name in ``compare.json``."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,24 @@ class Result:
         trained += [trial.run for one in self.tuned for trial in one.trials]
         return [dict(versions) for versions in dict.fromkeys(run.versions for run in trained if run.versions)]
 
+    @property
+    def trained_with(self) -> str:
+        """The same in a line, such as ``torch 2.9, transformers 5.0``; empty where no run says."""
+        return "; ".join(", ".join(f"{name} {version}" for name, version in one.items()) for one in self.versions)
+
 
 def to_json(result: Result) -> str:
-    """The comparison as JSON; what is not finite is null."""
+    """The comparison as JSON, with all that repeats it: each side's tuned recipe, the protocol, versions and units.
+
+    What is not finite is null.
+    """
     sides = {}
     for tuned, judged in zip(result.tuned, result.judged, strict=True):
         settings = tuned.side.settings
         price = judged.price
         sides[judged.name] = {
             "about": tuned.side.about,
+            "recipe": settings,
             "settings": {dial: dials_of(settings).get(settings, dial) for dial in DIALS},
             "tuning": [_trial(trial) for trial in tuned.trials],
             "at_edge": list(tuned.at_edge),
@@ -94,6 +112,7 @@ def to_json(result: Result) -> str:
         "sides": sides,
         "verdicts": [_verdict(verdict) for verdict in result.verdicts],
         "versions": result.versions,
+        "units": _UNITS,
     }
     return json.dumps(_finite(whole), indent=1) + "\n"
 

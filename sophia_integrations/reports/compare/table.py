@@ -48,8 +48,10 @@ def to_markdown(result: Result) -> str:
         + f" Rule and basis is what remains of a step beside the pass, less {reference}'s; clipped is the share of "
         "logged gradients that were longer than max_grad_norm; the state is the optimizer's, for each parameter."
     )
+    if result.versions:
+        lines += ["", f"Trained with {result.trained_with}."]
     if len(result.versions) > 1:
-        lines.append("Versions of packages changed between runs: compare.json lists them.")
+        lines.append("Versions of packages changed between runs.")
     return "\n".join(lines) + "\n"
 
 
