@@ -66,3 +66,30 @@ def test_the_arithmetic_of_the_basis_counts_its_products():
     assert square["products"] == 3 * 2 * (2 * 768**3)  # into the basis, out of it, and the factors, each of two sides
     assert cut["products"] == square["products"] / 2
     assert cut["refresh"] < square["refresh"] / 3
+
+
+def test_which_package_writes_functions_and_a_recipe(tmp_path, monkeypatch, capsys):
+    package = script("which_package")
+    monkeypatch.setattr("sys.argv", ["which_package.py", "--out", str(tmp_path / "out")])
+    package.main()
+    rows = [json.loads(line) for line in (tmp_path / "out/functions.jsonl").read_text().splitlines()]
+    assert len({row["label"] for row in rows}) == package.PACKAGES
+    assert all(len(row["text"].splitlines()) in package.LINES for row in rows)
+    assert f"{len(rows)} functions" in capsys.readouterr().out
+
+
+def test_the_last_speeches_are_held_out():
+    prose = script("english_prose")
+    speeches = [f"line {i}\n".encode() for i in range(1000)]
+    train, held = prose.split(b"".join(speeches) + prose.NOVEL + b" Call me")
+    assert train.endswith(prose.NOVEL + b" Call me") and held.endswith(b"line 999\n") and held.startswith(b"line ")
+    assert len(train) + len(held) == len(b"".join(speeches) + prose.NOVEL + b" Call me")
+    assert 0.04 < len(held) / len(b"".join(speeches)) <= 0.05
+
+
+def test_another_text_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "other.xz").write_bytes(b"other")
+    monkeypatch.setattr("sys.argv", ["english_prose.py", str(tmp_path / "other.xz"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="another text"):
+        script("english_prose").main()
+    assert not (tmp_path / "out").exists()
