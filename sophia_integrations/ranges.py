@@ -115,6 +115,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "unclipped": _shares,
     "unclipped_start": _share_below_one,
     "unclipped_end": _share_below_one,
+    "momentum_dtype": _one_of("float32", "bfloat16"),
     "basis": _one_of(None, "eigen"),
     "basis_interval": _count,
     "basis_warmup": _steps,

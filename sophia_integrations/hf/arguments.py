@@ -32,6 +32,7 @@ _KINDS: dict[Callable[[Any], Any], str] = {
     int: "a whole number",
     _number_or_auto: 'a number, or "auto"',
     _flag: "true or false",
+    str: "a name",
     _name_or_none: "a name, or none",
 }
 
@@ -46,6 +47,7 @@ OPTIMIZER_KEYS: dict[str, Callable[[Any], Any]] = {
     "noise_floor": float,
     "unclipped_start": float,
     "unclipped_end": float,
+    "momentum_dtype": str,
 }
 EIGEN_KEYS: dict[str, Callable[[Any], Any]] = {
     "basis": _name_or_none,

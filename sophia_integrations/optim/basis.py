@@ -296,7 +296,7 @@ def turn_bases(groups: Groups, states: States, step: int, agree: Callable[[Tenso
             continue
         with_gradient = [p for p in group["params"] if p.grad is not None]
         layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}
-        bases = {p: Basis(layout, state_of(states, p)) for p, layout in layouts.items()}
+        bases = {p: Basis(layout, state_of(states, p, group)) for p, layout in layouts.items()}
         turning = _is_time(group, step, "basis_interval")
         looking = _is_time(group, step, "basis_factor_interval")
         due += [basis for basis in bases.values() if turning or not basis.is_known]

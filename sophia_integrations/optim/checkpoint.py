@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from .checks import check_loadable, warn_changed_hyperparameters
 from .progress import KEY, Progress, saved_in
-from .state import restore, state_dtype
+from .state import restore
 
 
 @contextlib.contextmanager
@@ -52,8 +52,7 @@ def exactly_loaded(optimizer: Optimizer) -> Iterator[None]:
     def copy(_: Optimizer) -> None:
         for saved, group in zip(loaded["param_groups"], optimizer.param_groups, strict=True):
             for i, param in zip(saved["params"], group["params"], strict=True):
-                dtype = state_dtype(param) if group["update"] == "sophia" else param.dtype
-                restore(optimizer.state, param, loaded["state"].get(i, {}), dtype)
+                restore(optimizer.state, param, loaded["state"].get(i, {}), group)
         optimizer.progress = loaded["progress"]
 
     hooks = [optimizer.register_load_state_dict_pre_hook(check)]

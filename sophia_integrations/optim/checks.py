@@ -27,6 +27,7 @@ _FIXED_IN_A_RUN = (
     "bias_correction",
     "noise_floor",
     "unclipped",
+    "momentum_dtype",
     "basis_interval",
     "basis_warmup",
     "basis_beta",

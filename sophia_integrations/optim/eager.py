@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .gradients import finite_mask
+from .rounding import rounded_to_bfloat16
 from .rule import Rule
 
 CPU_CHUNK = 65_536
@@ -61,12 +62,20 @@ def ratio(rule: Rule, numerator: Tensor, hessian: Tensor, out: Tensor, scratch: 
         counts[1] += (out.abs() < 1).sum()
 
 
-def average(rule: Rule, exp_avg: Tensor, grad: Tensor, usable: Tensor | None) -> None:
-    """m ← β₁ m + (1 − β₁) g, in place where `usable` says so (None: everywhere)."""
-    old = exp_avg.clone() if usable is not None else None
-    exp_avg.lerp_(grad, 1 - rule.beta1)
+def average(rule: Rule, exp_avg: Tensor, grad: Tensor, usable: Tensor | None) -> Tensor:
+    """m ← β₁ m + (1 − β₁) g, in place where `usable` says so (None: everywhere).
+
+    Returns:
+        m in the dtype of `grad`: before it is rounded, if it is stored in fewer bits.
+    """
+    m = exp_avg.to(grad.dtype)
+    old = m.clone() if usable is not None else None
+    m.lerp_(grad, 1 - rule.beta1)
     if usable is not None:
-        exp_avg.copy_(torch.where(usable, exp_avg, old))
+        m.copy_(torch.where(usable, m, old))
+    if m is not exp_avg:
+        exp_avg.copy_(rounded_to_bfloat16(m, rule.seed))
+    return m
 
 
 def followed(rule: Rule, exp_avg: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
@@ -100,7 +109,7 @@ def _update_tensor(
         exp_avg.copy_(m)
         return
     length = max(1, min(_chunk_length(param), param.numel()))
-    rows = torch.empty(3 if rule.nesterov else 2, length, dtype=exp_avg.dtype, device=param.device)
+    rows = torch.empty(3 if rule.nesterov else 2, length, dtype=hessian.dtype, device=param.device)
     for theta, g, m, h in zip(*(view.split(length) for view in flat), strict=True):
         scratch = (row[: theta.numel()] for row in rows)
         _update_chunk(theta, g, m, h, *scratch, rule=rule, counts=counts, counting=counting)
@@ -131,11 +140,11 @@ def _update_chunk(theta, g, m, h, work, cast, ahead=None, *, rule, counts, count
     if usable is not None:
         counts[0] += g.numel() - usable.sum()
         g = torch.where(usable, g, 0)
-    if rule.maximize or g.dtype != m.dtype:
+    if rule.maximize or g.dtype != h.dtype:
         g = cast.copy_(g)
     if rule.maximize:
         g.neg_()
-    average(rule, m, g, usable)
+    m = average(rule, m, g, usable)
     ratio(rule, followed(rule, m, g, out=ahead), h, work, work, counts if counting else None)
     work.clamp_(-1, 1)
     target = theta if theta.dtype == m.dtype and usable is None else cast.copy_(theta)

@@ -26,7 +26,7 @@ def fold(groups: Groups, states: States, progress: Progress, estimate: Estimate)
     bases, diagonal = known_bases(groups, states), estimate.diagonal
     for param, group in sophia_members(groups):
         if param in diagonal and (param in bases or basis_layout(param, group) is None):
-            h = local(state_of(states, param)["hessian"])
+            h = local(state_of(states, param, group)["hessian"])
             h.lerp_(local(diagonal[param]).to(h.dtype), 1 - group["betas"][1])
     progress.hessian_step = progress.step
     progress.batch_predictions = estimate.batch_predictions or estimate.num_predictions
@@ -96,7 +96,7 @@ def update_group(
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     rotated: list[tuple[Any, ...]] = []
     for param in (p for p in group["params"] if p.grad is not None):
-        state = state_of(states, param)
+        state = state_of(states, param, group)
         tensors = tuple(local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
@@ -129,8 +129,8 @@ def sophia_update(
     Args:
         params: θ, at least one, any real floating dtype, any strides.
         grads: gradients, the shapes of θ.
-        exp_avgs: m, float32 (float64 for a float64 θ), the shapes of θ; updated.
-        hessians: h, as `exp_avgs`; read.
+        exp_avgs: m, float32 (float64 for a float64 θ) or bfloat16, the shapes of θ; updated.
+        hessians: h, float32 (float64 for a float64 θ), the shapes of θ; read.
         counting: whether to count what the clip does.
         fused: as for `SophiaG`.
 
@@ -172,11 +172,11 @@ def eigenbasis_update(
     """
     counts = torch.zeros(3, dtype=torch.int64, device=params[0].device)
     usables, followed = [], []
-    for grad, exp_avg in zip(grads, exp_avgs, strict=True):
-        usable, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
-        eager.average(rule, exp_avg, g, usable)
+    for grad, exp_avg, hessian in zip(grads, exp_avgs, hessians, strict=True):
+        usable, g = usable_gradient(grad, hessian.dtype, rule.maximize)
+        m = eager.average(rule, exp_avg, g, usable)
         usables.append(usable)
-        followed.append(eager.followed(rule, exp_avg, g))
+        followed.append(eager.followed(rule, m, g))
     xs = [x.contiguous() for x in into(bases, followed)]
     for x, hessian in zip(xs, hessians, strict=True):
         flat = x.view(-1)

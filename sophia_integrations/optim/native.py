@@ -42,7 +42,7 @@ class _Rule(ctypes.Structure):
             "decay",
             "lr",
         )
-    ]
+    ] + [("seed", ctypes.c_uint32)]
 
     @classmethod
     def of(cls, rule: Rule) -> _Rule:
@@ -59,6 +59,7 @@ class _Rule(ctypes.Structure):
             momentum_scale=rule.momentum_scale,
             decay=1 - lr * rule.weight_decay,
             lr=lr,
+            seed=rule.seed,
         )
 
 
@@ -68,7 +69,9 @@ def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, hessian: Tensor) -> bool
     for x in tensors:
         if type(x) not in WHOLE or not x.is_cpu:
             return False
-    if param.dtype not in _TYPES or grad.dtype not in _TYPES or not (exp_avg.dtype == hessian.dtype == torch.float32):
+    if param.dtype not in _TYPES or grad.dtype not in _TYPES:
+        return False
+    if exp_avg.dtype not in _TYPES or hessian.dtype != torch.float32:
         return False
     if param.is_contiguous() and grad.is_contiguous() and exp_avg.is_contiguous() and hessian.is_contiguous():
         return True
@@ -88,7 +91,7 @@ def update(
     for param, grad, exp_avg, hessian in zip(params, grads, exp_avgs, hessians, strict=True):
         length = param.numel()
         table.extend([x.data_ptr() for x in (param, grad, exp_avg, hessian)])
-        table.extend([length, _TYPES[param.dtype], _TYPES[grad.dtype]])
+        table.extend([length, *(_TYPES[x.dtype] for x in (param, grad, exp_avg))])
         size += length
     counts = torch.zeros(3, dtype=torch.int64)
     threads = min(torch.get_num_threads(), 1 + size // _PER_THREAD)

@@ -17,7 +17,7 @@ enum { MAX_THREADS = 64, BLOCK = 4096 };
 
 typedef struct {
     uint64_t param, grad, exp_avg, hessian; /* addresses */
-    int64_t size, param_type, grad_type;
+    int64_t size, param_type, grad_type, exp_avg_type;
 } Tensor;
 
 typedef struct {
@@ -25,6 +25,7 @@ typedef struct {
     float ahead, ahead_grad;            /* the update follows ahead * m + ahead_grad * g */
     float rho, noise, eps;              /* the scales of the bias corrections are in them */
     float momentum_scale, decay, lr;    /* decay: 1 - lr * weight_decay */
+    uint32_t seed;                      /* of the rounding of a bfloat16 m */
 } Rule;
 
 typedef struct {
@@ -61,13 +62,22 @@ ALWAYS_INLINE void store(void *x, int64_t i, float value, int type) {
     }
 }
 
-/* Comparisons are written so that a NaN in theta, m or h goes on into theta. */
+/* `rounded_to_bfloat16`: up or down by chance, by bits that are a hash of the value. */
+ALWAYS_INLINE uint16_t rounded_by_chance(float value, uint32_t seed) {
+    uint32_t bits = bits_of(value), noise = bits ^ seed;
+    noise = (noise ^ (noise >> 16)) * 0x85ebca6b;
+    noise = (noise ^ (noise >> 13)) * 0xc2b2ae35;
+    noise ^= noise >> 16;
+    return (uint16_t)((bits + (noise & 0xffff)) >> 16);
+}
+
+/* `exp_avg` begins at `first`, the others at 0. Comparisons are written so that a NaN in theta, m or h goes on into theta. */
 ALWAYS_INLINE void update_block(void *restrict param, const void *restrict grad, float *restrict exp_avg,
                                 const float *restrict hessian, int64_t first, int64_t last, Rule rule,
                                 int64_t *restrict counts, int param_type, int grad_type, int noisy, int counting) {
     int32_t non_finite = 0, unclipped = 0, curved = 0;
     for (int64_t i = first; i < last; i++) {
-        float g = load(grad, i, grad_type), theta = load(param, i, param_type), m = exp_avg[i], h = hessian[i];
+        float g = load(grad, i, grad_type), theta = load(param, i, param_type), m = exp_avg[i - first], h = hessian[i];
         int usable = (bits_of(g) & 0x7f800000) != 0x7f800000;
         g = usable ? rule.sign * g : 0;
         float average = rule.beta1 * m + rule.one_minus_beta1 * g;
@@ -84,7 +94,7 @@ ALWAYS_INLINE void update_block(void *restrict param, const void *restrict grad,
         step = step < -1 ? -1 : step;
         float moved = theta * rule.decay - rule.lr * step;
 
-        exp_avg[i] = m;
+        exp_avg[i - first] = m;
         store(param, i, usable ? moved : theta, param_type);
         non_finite += !usable;
         if (counting) {
@@ -108,13 +118,20 @@ static void update_part(const Tensor *tensor, int64_t first, int64_t last, const
                         int64_t *counts) {
     void *param = (void *)(uintptr_t)tensor->param;
     const void *grad = (const void *)(uintptr_t)tensor->grad;
-    float *exp_avg = (float *)(uintptr_t)tensor->exp_avg;
     const float *hessian = (const float *)(uintptr_t)tensor->hessian;
-    int noisy = rule->noise != 0;
+    int noisy = rule->noise != 0, rounded = tensor->exp_avg_type == BFLOAT16;
+    float widened[BLOCK];
+    float *exp_avg = rounded ? widened : (float *)(uintptr_t)tensor->exp_avg + first;
+    uint16_t *kept = (uint16_t *)(uintptr_t)tensor->exp_avg + first;
+
+    if (rounded)
+        for (int64_t i = 0; i < last - first; i++) widened[i] = load(kept, i, BFLOAT16);
     if (tensor->param_type == FLOAT32)
         tensor->grad_type == FLOAT32 ? WITH_TYPES(FLOAT32, FLOAT32) : WITH_TYPES(FLOAT32, BFLOAT16);
     else
         tensor->grad_type == FLOAT32 ? WITH_TYPES(BFLOAT16, FLOAT32) : WITH_TYPES(BFLOAT16, BFLOAT16);
+    if (rounded)
+        for (int64_t i = 0; i < last - first; i++) kept[i] = rounded_by_chance(widened[i], rule->seed);
 }
 
 static void update_range(Range *range) {

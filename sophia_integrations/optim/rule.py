@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .progress import Progress
+from .rounding import momentum_seed
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Rule:
         momentum_scale: 1 / (1 − β₁ᵗ) with bias correction, else 1.
         hessian_scale: 1 / (1 − β₂ⁿ) after n estimates with bias correction, else 1.
         noise: c / √N of the noise floor, 0 for none.
+        seed: 32 bits for the rounding of a bfloat16 m.
     """
 
     lr: float | Tensor
@@ -33,6 +35,7 @@ class Rule:
     momentum_scale: float = 1.0
     hessian_scale: float = 1.0
     noise: float = 0.0
+    seed: int = 0
 
     @classmethod
     def of(cls, group: Mapping[str, Any], progress: Progress) -> Rule:
@@ -50,4 +53,5 @@ class Rule:
             momentum_scale=1 / (1 - beta1 ** (progress.step + 1)) if corrected else 1.0,
             hessian_scale=1 / (1 - beta2**updates) if corrected and updates else 1.0,
             noise=group["noise_floor"] / math.sqrt(predictions) if predictions else 0.0,
+            seed=momentum_seed(progress.step),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
@@ -39,9 +40,8 @@ class SophiaG(Optimizer):
         θ ← θ − lr · λ · θ
         θ ← θ − lr · clip(m / max(ρ h, ε), −1, 1)
 
-    State per parameter: `exp_avg` (m) and `hessian` (h), float32 also for bf16 and fp16 parameters. The number
-    of predictions is part of ĥ, so ρ keeps its meaning for every batch size and world size. What the run counts is in
-    `progress`, which a state dict has in each parameter's state.
+    State per parameter: `exp_avg` (m) and `hessian` (h), float32 also for bf16 and fp16 parameters. The number of
+    predictions is part of ĥ, so ρ keeps its meaning for every batch and world size; `progress` has what a run counts.
 
     With `basis="eigen"` the clip is taken in the eigenbasis of the matrix (`optim.basis`), h is the diagonal there, and
     the state has factors and eigenvectors besides::
@@ -51,8 +51,7 @@ class SophiaG(Optimizer):
     A group with `update="adamw"` is updated by torch's AdamW; `param_groups(model)` makes both kinds.
 
     Args:
-        params: parameters, named parameters or groups of them; every hyperparameter may differ by group,
-            except `hessian_interval`.
+        params: parameters or groups of them, named or not; all but `hessian_interval` may differ by group.
         lr: learning rate per step, a float or a 0-dim tensor: the largest change of a coordinate.
         betas: β₁ of the momentum, β₂ of the Hessian average.
         rho: ρ. Larger clips less. "auto" sets it after each estimate so that the share of `unclipped` is left alone.
@@ -65,6 +64,7 @@ class SophiaG(Optimizer):
         bias_correction: divide m by 1 − β₁ᵗ, and h by 1 − β₂ⁿ after n estimates.
         noise_floor: c, for a denominator of at least c √(h/N): h/N is the variance of a gradient of N predictions.
         unclipped: for rho="auto", the share of coordinates to leave alone at the peak of the learning rate, and at 0.
+        momentum_dtype: "bfloat16" keeps m in two bytes a parameter, stochastically rounded (`optim.rounding`).
         basis: None for the coordinates of the weights, "eigen" for the eigenbasis of matrices.
         basis_interval: steps between two refreshes of the eigenvectors, after `basis_warmup` steps with one each.
         basis_beta: decay of the factors.
@@ -107,6 +107,7 @@ class SophiaG(Optimizer):
         bias_correction: bool = False,
         noise_floor: float = 0.0,
         unclipped: tuple[float, float] = UNCLIPPED,
+        momentum_dtype: str = "float32",
         basis: str | None = None,
         basis_interval: int = 10,
         basis_warmup: int = 100,
@@ -129,6 +130,7 @@ class SophiaG(Optimizer):
             bias_correction=bias_correction,
             noise_floor=noise_floor,
             unclipped=unclipped,
+            momentum_dtype=momentum_dtype,
             basis=basis,
             basis_interval=basis_interval,
             basis_warmup=basis_warmup,
@@ -239,7 +241,8 @@ class SophiaG(Optimizer):
         if last_chance:
             self._refresh_when_due()
         refuse_stale_curvature(progress, self._interval, self._last_drop, self._estimator is not None)
-        turn_bases(groups, states, progress.step, self._agree)
+        ranks = getattr(self._estimator, "process_group", None)
+        turn_bases(groups, states, progress.step, functools.partial(equal_on_all_ranks, group=ranks))
         if not last_chance:
             self._refresh_when_due()
         measured = self._begins_interval or progress.hessian_step == progress.step
@@ -320,9 +323,6 @@ class SophiaG(Optimizer):
         with exactly_loaded(self):
             super().load_state_dict(state_dict)
         self._arm()
-
-    def _agree(self, tensor: Tensor) -> None:
-        equal_on_all_ranks(tensor, getattr(self._estimator, "process_group", None))
 
     def _refresh_when_due(self) -> None:
         if self._estimator is None or not self.hessian_due:

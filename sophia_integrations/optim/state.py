@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .progress import KEY, place
+from .rounding import MOMENTUM_DTYPES
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Tensor]]
@@ -26,22 +27,30 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def state_of(states: States, param: Tensor) -> dict[str, Tensor]:
+def momentum_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Of m, as the group asks for it."""
+    return MOMENTUM_DTYPES[group["momentum_dtype"]] or state_dtype(param)
+
+
+def state_of(states: States, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of a parameter of Sophia's, with m and h of zeros where they are missing."""
     state = states[param]
-    for key in ("exp_avg", "hessian"):
+    for key, dtype in (("exp_avg", momentum_dtype(param, group)), ("hessian", state_dtype(param))):
         if key not in state:
-            state[key] = torch.zeros_like(param, dtype=state_dtype(param), memory_format=torch.preserve_format)
+            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     if KEY not in state:
         state[KEY] = place()
     return state
 
 
-def restore(states: States, param: Tensor, saved: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Copy what a checkpoint has for `param`, in `dtype`, and what has its shape in its layout."""
+def restore(states: States, param: Tensor, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """Copy what a checkpoint has for `param`, in the dtypes of its group, and what has its shape in its layout."""
+    sophia = group["update"] == "sophia"
+    dtypes = {"exp_avg": momentum_dtype(param, group)} if sophia else {}
     for key, value in saved.items():
         if key == KEY or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
+        dtype = dtypes.get(key, state_dtype(param) if sophia else param.dtype)
         if key == "step":
             states[param][key] = value.to(param.device, torch.float32, copy=True)
         elif value.shape == param.shape:

@@ -46,8 +46,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, hessian: Tensor) -> bool:
     """Whether `update` can be given these tensors."""
     whole = all(type(x) in WHOLE and x.device == param.device for x in (param, grad, exp_avg, hessian))
-    floats = param.dtype in DTYPES and grad.dtype in DTYPES and exp_avg.dtype == hessian.dtype == torch.float32
-    return whole and floats
+    moments = exp_avg.dtype in (torch.float32, torch.bfloat16) and hessian.dtype == torch.float32
+    return whole and moments and param.dtype in DTYPES and grad.dtype in DTYPES
 
 
 def update(
@@ -63,8 +63,8 @@ def update(
     Args:
         params: θ, of one device and one dtype, any sizes and strides.
         grads: of the shapes of `params`; read.
-        exp_avgs: m, at least float32; updated.
-        hessians: h, as `exp_avgs`; read.
+        exp_avgs: m, at least float32, or bfloat16; updated.
+        hessians: h, at least float32; read.
         rule: the numbers; each may be a tensor of one element on the device, read when the kernel runs.
         counting: whether to count what the clip does.
 
@@ -74,7 +74,7 @@ def update(
     """
     device = params[0].device
     counts = torch.zeros(3, dtype=torch.int64, device=device)
-    launches: dict[tuple[torch.dtype, bool], list[tuple[int, ...]]] = defaultdict(list)
+    launches: dict[tuple[torch.dtype, torch.dtype, bool], list[tuple[int, ...]]] = defaultdict(list)
     copied: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
     for tensors in zip(params, grads, exp_avgs, hessians, strict=True):
         size = tensors[0].numel()
@@ -85,12 +85,12 @@ def update(
             tensors = copied[-1][1]
         addresses = [t.data_ptr() for t in tensors]
         aligned = all(address % _ALIGNMENT == 0 for address in addresses)
-        launches[tensors[1].dtype, aligned].append((size, *addresses))
+        launches[tensors[1].dtype, tensors[2].dtype, aligned].append((size, *addresses))
     if launches:
         numbers = _numbers(rule, device)
-        dtypes = {"PARAM": _type(params[0].dtype), "STATE": _type(exp_avgs[0].dtype)}
+        dtypes = {"PARAM": _type(params[0].dtype), "STATE": _type(hessians[0].dtype)}
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            for (grad_dtype, aligned), entries in launches.items():
+            for (grad_dtype, exp_avg_dtype, aligned), entries in launches.items():
                 table, programs, depth = _table(entries, device)
                 _update_kernel[(programs,)](
                     table,
@@ -98,6 +98,7 @@ def update(
                     counts,
                     **dtypes,
                     GRAD=_type(grad_dtype),
+                    MOMENTUM=_type(exp_avg_dtype),
                     ALIGNED=aligned,
                     MAXIMIZE=rule.maximize,
                     NESTEROV=rule.nesterov,
@@ -138,7 +139,7 @@ def _table(entries: list[tuple[int, ...]], device: torch.device) -> tuple[Tensor
 def _numbers(rule: Rule, device: torch.device) -> Tensor:
     """The numbers of `rule` in the kernel's order, float64 on `device`."""
     scales = (rule.momentum_scale, rule.hessian_scale, rule.noise)
-    values = (rule.lr, rule.beta1, rule.rho, rule.eps, rule.weight_decay, *scales)
+    values = (rule.lr, rule.beta1, rule.rho, rule.eps, rule.weight_decay, *scales, rule.seed)
     there = {i: x for i, x in enumerate(values) if isinstance(x, Tensor) and x.device == device}
     numbers = _constants(tuple(0.0 if i in there else float(x) for i, x in enumerate(values)), torch.float64, device)
     if there:
@@ -182,6 +183,7 @@ def _update_kernel(
     counts,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
+    MOMENTUM: tl.constexpr,
     STATE: tl.constexpr,
     ALIGNED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -203,7 +205,7 @@ def _update_kernel(
     length = tl.minimum(tl.load(entry + 1) - start, CHUNK).to(tl.int32)
     theta = tl.load(entry + 2).to(tl.pointer_type(PARAM))
     g = tl.load(entry + 3).to(tl.pointer_type(GRAD))
-    m = tl.load(entry + 4).to(tl.pointer_type(STATE))
+    m = tl.load(entry + 4).to(tl.pointer_type(MOMENTUM))
     h = tl.load(entry + 5).to(tl.pointer_type(STATE))
     if ALIGNED:
         theta, g = tl.multiple_of(theta, 16), tl.multiple_of(g, 16)
@@ -221,6 +223,7 @@ def _update_kernel(
         momentum_scale.to(STATE),
         (1 - lr * tl.load(numbers + 4)).to(STATE),
         lr.to(STATE),
+        tl.load(numbers + 8).to(tl.uint32),
     )
     bad = tl.zeros([BLOCK], tl.int32)
     unclipped = tl.zeros([BLOCK], tl.int32)
@@ -268,13 +271,13 @@ def _update_block(
     NOISE: tl.constexpr,
 ):
     """One block; returns (not finite, unclipped, curved) of each coordinate as 0 or 1."""
-    keep, weight, rho, noise, eps, momentum_scale, decay, lr = rule
+    keep, weight, rho, noise, eps, momentum_scale, decay, lr, seed = rule
     if MASKED:
         old, grad = tl.load(theta, mask=inside, other=0).to(STATE), tl.load(g, mask=inside, other=0).to(STATE)
-        average, hessian = tl.load(m, mask=inside, other=0), tl.load(h, mask=inside, other=0)
+        average, hessian = tl.load(m, mask=inside, other=0).to(STATE), tl.load(h, mask=inside, other=0)
     else:
         old, grad = tl.load(theta).to(STATE), tl.load(g).to(STATE)
-        average, hessian = tl.load(m), tl.load(h)
+        average, hessian = tl.load(m).to(STATE), tl.load(h)
     usable = tl.abs(grad) < float("inf")
     grad = tl.where(usable, grad, 0.0)
     if MAXIMIZE:
@@ -290,13 +293,25 @@ def _update_block(
     step = tl.minimum(tl.maximum(ratio, -1.0), 1.0)
     new = tl.where(usable, old * decay - lr * step, old)
 
+    kept = average if m.dtype.element_ty == STATE else _rounded_by_chance(average, seed)
     if MASKED:
         tl.store(theta, new.to(theta.dtype.element_ty), mask=inside)
-        tl.store(m, average, mask=inside)
+        tl.store(m, kept, mask=inside)
     else:
         tl.store(theta, new.to(theta.dtype.element_ty))
-        tl.store(m, average)
+        tl.store(m, kept)
     return (inside & (usable == 0)).to(tl.int32), (inside & unclipped).to(tl.int32), (inside & curved).to(tl.int32)
+
+
+@_jit
+def _rounded_by_chance(x, seed):
+    """`rounding.rounded_to_bfloat16`."""
+    bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+    noise = bits ^ seed
+    noise = (noise ^ (noise >> 16)) * 0x85EBCA6B
+    noise = (noise ^ (noise >> 13)) * 0xC2B2AE35
+    noise = noise ^ (noise >> 16)
+    return ((bits + (noise & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
 
 
 @_jit

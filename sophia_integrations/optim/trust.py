@@ -43,8 +43,8 @@ def log_ratio_histogram(grad: Tensor, exp_avg: Tensor, hessian: Tensor, rule: Ru
         grad, exp_avg, hessian: as for `sophia_update`, before it.
         basis: of the parameter; None for weight coordinates.
     """
-    _, g = usable_gradient(grad, exp_avg.dtype, rule.maximize)
-    x = followed(rule, exp_avg.lerp(g, 1 - rule.beta1), g)
+    _, g = usable_gradient(grad, hessian.dtype, rule.maximize)
+    x = followed(rule, exp_avg.to(g.dtype).lerp(g, 1 - rule.beta1), g)
     if basis is not None:
         x = basis.into(x)
     x = x.abs().mul_(rule.momentum_scale / rule.hessian_scale).div_(hessian)
@@ -100,7 +100,7 @@ def measured_ratios(groups: Groups, states: States, progress: Progress, bases: M
         rule = Rule.of(group, progress)
         sampled: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
         for param in (p for p in group["params"] if p.grad is not None):
-            state = state_of(states, param)
+            state = state_of(states, param, group)
             tensors = [local(x) for x in (param.grad, state["exp_avg"], state["hessian"])]
             if param in bases:
                 histogram.add(param, log_ratio_histogram(*tensors, rule, bases[param]))

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from sophia_integrations.optim import reference_step, triton_step  # noqa: E402
 from sophia_integrations.optim.backends import chosen_backend  # noqa: E402
 from sophia_integrations.optim.functional import Rule  # noqa: E402
+from sophia_integrations.optim.rounding import momentum_seed, rounded_to_bfloat16  # noqa: E402
 from sophia_integrations.optim.triton_step import BLOCK, CHUNK, update  # noqa: E402
 
 OPTIONS = dict(lr=1e-2, beta1=0.9, rho=0.05, eps=1e-12, weight_decay=0.1)
@@ -109,6 +110,21 @@ CHOICES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_option(options, dtype):
     check(batch([(40, 30), (CHUNK + 3,)], dtype), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_momentum_in_bfloat16_is_the_wide_one_rounded_by_chance(dtype):
+    """Beside float32 ones, and with θ that sees what is not rounded."""
+    params, grads, exp_avgs, hessians = batch([(CHUNK + 3,), (40, 30)], dtype)
+    exp_avgs[0] = exp_avgs[0].bfloat16()
+    wide_lists = [[x.clone() for x in xs] for xs in (params, grads, exp_avgs, hessians)]
+    wide_lists[2][0] = wide_lists[2][0].float()
+    rule = Rule(**OPTIONS, seed=momentum_seed(5))
+    assert triton_step.takes(params[0], grads[0], exp_avgs[0], hessians[0])
+    assert torch.equal(update(params, grads, exp_avgs, hessians, rule, True), update(*wide_lists, rule, True))
+    assert all(torch.equal(p, q) for p, q in zip(params, wide_lists[0], strict=True))
+    assert torch.equal(exp_avgs[0], rounded_to_bfloat16(wide_lists[2][0], rule.seed))
+    assert torch.equal(exp_avgs[1], wide_lists[2][1])
 
 
 def test_corrected_momentum():
@@ -219,7 +235,7 @@ def test_offsets_beyond_32_bits():
     table = torch.tensor([-skipped, skipped * CHUNK + 2 * CHUNK + 7, *row], device=DEVICE)
     numbers = triton_step._numbers(Rule(**OPTIONS), table.device)
     counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-    types = dict.fromkeys(("PARAM", "GRAD", "STATE"), triton_step.tl.float32)
+    types = dict.fromkeys(("PARAM", "GRAD", "MOMENTUM", "STATE"), triton_step.tl.float32)
     flags = dict(ALIGNED=True, MAXIMIZE=False, NESTEROV=False, NOISE=False, COUNTING=True)
     triton_step._update_kernel[(3,)](table, numbers, counts, **types, **flags, DEPTH=0, CHUNK=CHUNK, BLOCK=BLOCK)
     assert torch.equal(update(*plain, Rule(**OPTIONS), True), counts)

@@ -13,9 +13,10 @@ from triton.compiler import ASTSource
 from sophia_integrations.optim import triton_step
 
 
-def accesses(capability, dtype, **flags):
+def accesses(capability, dtype, momentum=tl.float32, **flags):
     """{"ld" or "st": the accesses to global memory of 16 bytes} of the kernel compiled for `capability`."""
-    constants = dict(PARAM=dtype, GRAD=dtype, STATE=tl.float32, MAXIMIZE=False, NESTEROV=True, NOISE=True)
+    constants = dict(PARAM=dtype, GRAD=dtype, MOMENTUM=momentum, STATE=tl.float32)
+    constants.update(MAXIMIZE=False, NESTEROV=True, NOISE=True)
     constants.update(DEPTH=8, CHUNK=triton_step.CHUNK, BLOCK=triton_step.BLOCK, **flags)
     signature = {"table": "*i64", "numbers": "*fp64", "counts": "*i64", **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(triton_step._update_kernel, signature, constexprs=constants)
@@ -29,6 +30,8 @@ def main():
     for capability in (80, 90):
         assert accesses(capability, tl.float32, ALIGNED=True, COUNTING=True) == {"ld": 8, "st": 4}
         assert accesses(capability, tl.bfloat16, ALIGNED=True, COUNTING=False) == {"ld": 6, "st": 3}
+        momentum = accesses(capability, tl.float32, momentum=tl.bfloat16, ALIGNED=True, COUNTING=False)
+        assert momentum == {"ld": 7, "st": 3}
     assert accesses(90, tl.float16, ALIGNED=False, COUNTING=False) == {"ld": 0, "st": 0}
 
 
