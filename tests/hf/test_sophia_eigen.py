@@ -118,3 +118,13 @@ def test_bad_optim_args_get_one_sentence(tmp_path, optim, optim_args, message):
     with pytest.raises(ValueError) as error:
         make_trainer(tmp_path, optim=optim, optim_args=optim_args).train()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("optim", ["sophia", "sophia_h", "sophia_eigen"])
+def test_momentum_in_bfloat16_is_a_word_of_optim_args(optim, tmp_path):
+    trainer = make_trainer(tmp_path, optim=optim, optim_args="momentum_dtype=bfloat16", max_steps=2)
+    trainer.train()
+    kept = sophia_of(trainer).state[trainer.model.transformer.h[0].attn.c_attn.weight]
+    assert kept["exp_avg"].dtype == torch.bfloat16 and kept["hessian"].dtype == torch.float32
+    with pytest.raises(ValueError, match="optim_args: momentum_dtype must be 'float32' or 'bfloat16', got 'bf16'"):
+        make_trainer(tmp_path, optim=optim, optim_args="momentum_dtype=bf16").create_optimizer()
