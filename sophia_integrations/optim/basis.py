@@ -292,7 +292,7 @@ def turn_bases(groups: Groups, states: States, step: int, agree: Callable[[Tenso
     """Let the factors see this step's gradients, and refresh the eigenvectors that are due; h is carried over."""
     due: list[Basis] = []
     for group in groups:
-        if group["update"] != "sophia":
+        if group["update"] != "sophia" or group["basis"] is None:
             continue
         with_gradient = [p for p in group["params"] if p.grad is not None]
         layouts = {p: layout for p in with_gradient if (layout := basis_layout(p, group)) is not None}

@@ -97,7 +97,7 @@ def update_group(
     rotated: list[tuple[Any, ...]] = []
     for param in (p for p in group["params"] if p.grad is not None):
         state = state_of(states, param, group)
-        tensors = tuple(local(x) for x in (param, param.grad, state["exp_avg"], state["hessian"]))
+        tensors = (local(param), local(param.grad), local(state["exp_avg"]), local(state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
             together[tensors[0].device, sharding_of(param)].append((*tensors, param))

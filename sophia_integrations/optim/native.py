@@ -90,8 +90,9 @@ def update(
     table, size = array.array("Q"), 0
     for param, grad, exp_avg, hessian in zip(params, grads, exp_avgs, hessians, strict=True):
         length = param.numel()
-        table.extend([x.data_ptr() for x in (param, grad, exp_avg, hessian)])
-        table.extend([length, *(_TYPES[x.dtype] for x in (param, grad, exp_avg))])
+        types = _TYPES[param.dtype], _TYPES[grad.dtype], _TYPES[exp_avg.dtype]
+        addresses = param.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), hessian.data_ptr()
+        table.extend((*addresses, length, *types))
         size += length
     counts = torch.zeros(3, dtype=torch.int64)
     threads = min(torch.get_num_threads(), 1 + size // _PER_THREAD)

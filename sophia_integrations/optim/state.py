@@ -35,9 +35,10 @@ def momentum_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
 def state_of(states: States, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of a parameter of Sophia's, with m and h of zeros where they are missing."""
     state = states[param]
-    for key, dtype in (("exp_avg", momentum_dtype(param, group)), ("hessian", state_dtype(param))):
-        if key not in state:
-            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    if "exp_avg" not in state:
+        state["exp_avg"] = _zeros_like(param, momentum_dtype(param, group))
+    if "hessian" not in state:
+        state["hessian"] = _zeros_like(param, state_dtype(param))
     if KEY not in state:
         state[KEY] = place()
     return state
@@ -54,12 +55,15 @@ def restore(states: States, param: Tensor, saved: Mapping[str, Any], group: Mapp
         if key == "step":
             states[param][key] = value.to(param.device, torch.float32, copy=True)
         elif value.shape == param.shape:
-            restored = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            states[param][key] = restored.copy_(value)
+            states[param][key] = _zeros_like(param, dtype).copy_(value)
         else:
             states[param][key] = value.to(param.device, dtype, copy=True)
     if saved:
         states[param][KEY] = place()
+
+
+def _zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def no_autocast(groups: Groups) -> torch.autocast:
