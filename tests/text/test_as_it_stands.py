@@ -169,11 +169,9 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     "document",
     [
         '[{"text": "007"}, {"text": "2024-01-01"}]',
-        '["007", "2024-01-01"]',
         '{"text": "007"}\n{"text": "2024-01-01"}\n',
         '{"text": "007", "date": 1}\n\n{"text": "2024-01-01"}',
-        '{\n "text": ["007", "2024-01-01"],\n "date": [1, 2]}',
-        '{\n "text": {"0": "007", "1": "2024-01-01"}}',
+        '\n[\n {"text": "007"},\n {"text": "2024-01-01"}\n]',
     ],
 )
 def test_the_ways_to_write_a_json_file(document: str, tmp_path: Path) -> None:
@@ -184,13 +182,19 @@ def test_the_ways_to_write_a_json_file(document: str, tmp_path: Path) -> None:
         assert values(source) == [{"text": "007"}, {"text": "2024-01-01"}]
 
 
-def test_one_row_over_several_lines(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text('{\n "text": "007",\n "label": 3}')
-    held = [write(tmp_path / "held.json", [{"text": "a"}])]
-    assert values(load_source(files=[f"{tmp_path}/rows.json"], validation_files=held)) == [{"text": "007"}]
-    (tmp_path / "rows.json").write_text("7")
-    with pytest.raises(UserError, match=r"rows\.json: cannot be read as json: a \.json file is a list of rows"):
-        load_source(files=[f"{tmp_path}/rows.json"], validation_files=held)
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ('{\n "text": "007",\n "label": 3}', r"row 1: the line is not JSON: "),
+        ("7", r'row 1: a row is an object, such as \{"text": "…"\}'),
+        ('["007", "2024-01-01"]', r'row 1: a row is an object, such as \{"text": "…"\}'),
+        ('[{"text": "007"}', r"cannot be read as json: "),
+    ],
+)
+def test_other_json_files_are_refused(document: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(document)
+    with pytest.raises(UserError, match=rf"rows\.json(, |: ){message}"):
+        load_source(files=[f"{tmp_path}/rows.json"])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -290,6 +294,9 @@ def test_a_folder_names_its_files_and_fields(folder: Callable[..., Path]) -> Non
         assert values(load_source(hub=hub, streaming=streaming)) == [{"text": "2024-01-01"}, {"text": "NA"}]
     with pytest.raises(UserError, match=r"split 'dev' cannot be loaded: Unknown split \"dev\""):
         load_source(hub={**hub, "split": "dev"})
+    (place / "README.md").write_text(configs.replace("field: data", "field: rows"))
+    with pytest.raises(UserError, match=r"train\.json: cannot be read as json: there is no list of rows under 'rows'$"):
+        load_source(hub=hub)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,23 +316,6 @@ def test_files_of_the_hub_are_kept_for_use_offline(
     assert values(source) == [{"text": "2024-01-01"}] * 2
     numbered = load_source(hub={"path": "someone/rows", "validation_split": "test"}, columns={"text": "more"})
     assert values(numbered) == [{"text": "007"}] * 2
-
-
-def test_a_large_json_file_is_refused_unless_it_has_a_row_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sophia_integrations.text import raw
-
-    monkeypatch.setattr(raw, "_LONGEST", 60)
-    rows = [{"text": f"row {number}"} for number in range(20)]
-    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
-    (tmp_path / "one.json").write_text(json.dumps(rows))
-    held = [write(tmp_path / "held.json", rows[:1])]
-    assert values(load_source(files=[f"{tmp_path}/lines.json"], validation_files=held)) == rows
-    for name in ("list", "one"):
-        with pytest.raises(UserError, match=rf"{name}\.json: cannot be read as json: it is too large .* as \.jsonl$"):
-            load_source(files=[f"{tmp_path}/{name}.json"], validation_files=held)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -86,7 +86,7 @@ def test_nothing_but_bad_rows_is_an_error(action: str, jsonl: Callable[..., str]
 def test_a_file_without_any_row_is_an_error(held: list[str], tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("nothing\n[1]\n")
     for streaming in (False, True):
-        with pytest.raises(UserError, match=r"rows\.jsonl, row 1: not JSON: "):
+        with pytest.raises(UserError, match=r"rows\.jsonl, row 1: the line is not JSON: "):
             load_source(files=[f"{tmp_path}/rows.jsonl"], validation_files=held, bad_rows="skip", streaming=streaming)
 
 
