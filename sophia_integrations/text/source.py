@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..cache import digest
 from ..errors import UserError, needs
 from . import formats
-from .bad_rows import Tally, require_action
+from .bad_rows import Tally
 from .cache import table_in_memory
 from .files import read_files, standard_library
 from .hub import read_hub
@@ -82,9 +82,7 @@ def load_source(
 
     Raises:
         UserError: nothing to read, a missing column, bad rows (how many, the first by file and number), an empty split.
-        ValueError: another word for `bad_rows`.
     """
-    require_action(bad_rows)
     if importlib.util.find_spec("datasets") is None:
         raise UserError(needs("datasets"))
     raws, held = _tables(source, files, hub, validation_files, streaming)
