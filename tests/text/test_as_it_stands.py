@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 import re
 import shutil
@@ -268,6 +269,17 @@ def test_a_folder_of_the_hub(kind: str, streaming: bool, folder: Callable[..., P
     hub = {"path": str(folder(kind, rows)), "split": "train[:5]", "validation_split": "test[:2]"}
     source = load_source(hub=hub, streaming=streaming)
     assert values(source) == rows[:5] and len(source.validation.rows) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_folder_of_compressed_files(kind: str, streaming: bool, folder: Callable[..., Path]) -> None:
+    rows = [{"text": text} for text in ("007", "2024-01-01", "NA")]
+    place = folder(kind, rows)
+    for path in list(place.iterdir()):
+        (place / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert values(load_source(hub={"path": str(place), "validation_split": "test"}, streaming=streaming)) == rows
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
