@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ..text.bad_rows import require_action
 from ..text.prepare import Prepared, prepare
 from ..text.source import load_source
 from ..text.tokenizer import load_tokenizer, train_tokenizer
@@ -93,7 +92,8 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction!r}.")
         if min(block_size, batch_size) < 1:
             raise ValueError("block_size and batch_size must be at least 1.")
-        require_action(bad_rows)
+        if bad_rows not in ("error", "skip"):
+            raise ValueError(f'bad_rows must be "error" or "skip", got {bad_rows!r}.')
         if files is not None and hub is not None:
             raise ValueError("TextDataModule reads files or hub: give one of them.")
         if hub is not None and "path" not in hub:

@@ -10,12 +10,6 @@ HINT = "data.bad_rows: skip leaves such rows out"
 _SHOWN = 3
 
 
-def require_action(action: str) -> None:
-    """Raises `ValueError` unless `action` is "error" (refuse the data) or "skip" (leave them out and count them)."""
-    if action not in ("error", "skip"):
-        raise ValueError(f'bad_rows must be "error" or "skip", got {action!r}')
-
-
 @dataclass
 class Tally:
     """Bad ones of `total` rows: their number, and the first of them in words."""

@@ -6,8 +6,7 @@ import functools
 import glob
 import os
 import sysconfig
-import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -42,7 +41,7 @@ def kind_of(paths: Sequence[Path], key: str) -> str:
 def read_files(patterns: Sequence[str], key: str) -> RawTable:
     """The rows of all files of `patterns`; a text file is one document, named by its path below their common folder.
 
-    Raises `UserError` about `key` when a pattern names no file, the kinds are mixed, or a file of rows is empty.
+    Raises `UserError` about `key` when a pattern names no file or the kinds are mixed.
     """
     hits = {pattern: matches(pattern) for pattern in patterns}
     for pattern in patterns:
@@ -51,33 +50,20 @@ def read_files(patterns: Sequence[str], key: str) -> RawTable:
     paths = sorted({hit.resolve() for found in hits.values() for hit in found})
     kind, origin = kind_of(paths, key), f"{key} ({', '.join(patterns)})"
     if kind != "text":
-        empty = next((path for path in paths if path.stat().st_size == 0), None)
-        if empty is not None:
-            raise UserError(f"{empty}: the file is empty")
         files = [str(path) for path in paths]
         return RawTable(origin, files, functools.partial(rows_of_files, kind=kind), [kind, *file_keys(files)])
-    base = Path(os.path.commonpath([path.parent for path in paths]))
-    files = sorted((str(path) for path in paths), key=lambda file: Path(file).relative_to(base).as_posix())
-    return RawTable(origin, files, functools.partial(_documents, base=base), file_keys(files), named=True)
+    return _documents(origin, paths, Path(os.path.commonpath([path.parent for path in paths])))
 
 
-def standard_library(say: Callable[[str], object]) -> RawTable:
-    """The ``.py`` files of the running Python without its tests, each a document.
-
-    Raises `UserError` when there are none; `say` is told of those that are not text.
-    """
+def standard_library() -> RawTable:
+    """The ``.py`` files of the running Python without its tests, each a document; raises `UserError` for none."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(path.relative_to(root).as_posix() for path in _python_files(root))
-    documents = [name for name in names if _python_text(root / name) is not None]
-    if not documents:
+    paths = list(_python_files(root))
+    if not paths:
         raise UserError(
             f"python-stdlib: {root} holds no .py files (a zipped Python?); use a full Python, or data.files"
         )
-    if len(documents) < len(names):
-        say(f"Skipping {len(names) - len(documents)} files that are not text in their declared encoding.")
-    key = file_keys(str(root / name) for name in documents)
-    origin = f"the standard library in {root}"
-    return RawTable(origin, documents, functools.partial(_modules, root=root), key, named=True)
+    return _documents(f"the standard library in {root}", paths, root)
 
 
 def _python_files(root: Path) -> Iterator[Path]:
@@ -89,21 +75,13 @@ def _python_files(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _modules(names: Iterable[str], root: Path) -> Iterator[tuple[str, RawRow]]:
-    for name in names:
-        yield name, {"text": _python_text(root / name)}
+def _documents(origin: str, paths: Iterable[Path], base: Path) -> RawTable:
+    """Each file as a document, named by its path below `base`."""
+    files = sorted((str(path) for path in paths), key=lambda file: Path(file).relative_to(base).as_posix())
+    return RawTable(origin, files, functools.partial(_texts, base=base), file_keys(files), named=True)
 
 
-def _python_text(path: Path) -> str | None:
-    """The text of a module; None where it is not text in its declared encoding."""
-    try:
-        with tokenize.open(path) as file:
-            return file.read()
-    except (SyntaxError, UnicodeDecodeError, OSError):
-        return None
-
-
-def _documents(files: Iterable[str], base: Path) -> Iterator[tuple[str, RawRow]]:
+def _texts(files: Iterable[str], base: Path) -> Iterator[tuple[str, RawRow]]:
     for file in files:
         try:
             text = Path(file).read_text(encoding="utf-8-sig")

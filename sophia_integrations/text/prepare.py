@@ -116,8 +116,6 @@ def prepare(
         UserError: a split that fills no row, a tokenizer that lacks what the format needs.
     """
     text = source.format == "text"
-    if packing and (source.format == "classification" or not TASKS[task].packs):
-        raise UserError(f"data.packing: examples of {task} cannot be packed; leave packing out")
     layout = ("rows" if packing is False else "blocks") if text else ("packed" if packing else "rows")
     encoder = Encoder(source.format, task, tokenizer, block_size, layout, source.label_numbers)
     key = digest([_VERSION, source.digest, identity(tokenizer), layout, task, str(block_size)])

@@ -13,14 +13,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UserError, first_line
 
 ROW_KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    ".jsonl": "json",
+    ".ndjson": "json",
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
@@ -33,7 +32,6 @@ RawRow = dict[str, Any] | str
 
 _BATCH = 1000  # rows of a table decoded at once
 _SEEN = 1000  # rows whose names are the columns
-_LONGEST = 2**31  # characters of a .json file that is parsed as a whole
 _OBJECT = 'a row is an object, such as {"text": "…"}'
 
 
@@ -87,55 +85,32 @@ def rows_of_files(files: Iterable[str], kind: str, **options: Any) -> Iterator[t
 
     Args:
         files: of one kind.
-        kind: jsonl, json, csv, parquet or arrow.
+        kind: json, csv, parquet or arrow.
         options: of the kind's reader.
     """
     import fsspec
 
     for file in files:
-        reader = _READERS["jsonl" if kind == "json" and _is_lines(file) else kind]
         try:
             with fsspec.open(file, "rb", compression="infer") as content:
-                for number, row in enumerate(reader(content, **options), 1):
+                for number, row in enumerate(_READERS[kind](content, **options), 1):
                     yield f"{file}, row {number}", row
         except Exception as error:
             raise UserError(f"{file}: cannot be read as {kind}: {first_line(error)}") from None
 
 
-def _is_lines(file: str) -> bool:
-    return any(ROW_KINDS.get(suffix) == "jsonl" for suffix in Path(file).suffixes)
-
-
-def _json_lines(content: IO[bytes], encoding: str = "utf-8", field: str | None = None) -> Iterator[RawRow]:
-    with _text(content, encoding) as lines:
-        yield from (_row(line) for line in lines if line.strip())
-
-
 def _json(content: IO[bytes], encoding: str = "utf-8", field: str | None = None) -> Iterator[RawRow]:
-    """A row a line; or a list of rows or of texts, a list for each column, or one row, in one document, in which
-    `field` is the key of the rows."""
+    """A row a line; or a list of rows in one document, in which `field` is its key."""
     with _text(content, encoding) as text:
-        first = "\n"
-        while first and not first.strip():
-            first = text.readline(_LONGEST)
-        if field is None and first.lstrip().startswith("{") and isinstance(_row(first), dict):
+        first = next((line for line in text if line.strip()), "")
+        if field is None and not first.lstrip().startswith("["):
             yield from (_row(line) for line in itertools.chain([first], text) if line.strip())
-        else:
-            yield from _document(first + text.read(_LONGEST), field)
-
-
-def _document(document: str, field: str | None) -> Iterator[RawRow]:
-    if len(document) > _LONGEST:
-        raise ValueError("it is too large to be parsed as a whole; write a row a line, as .jsonl")
-    found = json.loads(document)
-    if field is not None:
-        found = found.get(field) if isinstance(found, dict) else None
-    if isinstance(found, dict):
-        found = _by_row(found)
-    if not isinstance(found, list):
-        raise ValueError("a .json file is a list of rows, each an object, such as " + _OBJECT.partition("such as ")[2])
-    for row in found:
-        yield {"text": row} if isinstance(row, str) else row if isinstance(row, dict) else _OBJECT
+            return
+        found = json.loads(first + text.read())
+    rows = found.get(field) if isinstance(found, dict) else found
+    if not isinstance(rows, list):
+        raise ValueError(f"there is no list of rows under {field!r}")
+    yield from (row if isinstance(row, dict) else _OBJECT for row in rows)
 
 
 def _text(content: IO[bytes], encoding: str) -> io.TextIOWrapper:
@@ -147,16 +122,8 @@ def _row(line: str) -> RawRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
+        return f"the line is not JSON: {error}"
     return row if isinstance(row, dict) else _OBJECT
-
-
-def _by_row(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table that was written column by column; what is no table is one row."""
-    columns = [list(column.values()) if isinstance(column, dict) else column for column in found.values()]
-    if not columns or not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
-        return [found]
-    return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _csv(content: IO[bytes], **options: Any) -> Iterator[RawRow]:
@@ -190,7 +157,6 @@ def _arrow(content: IO[bytes]) -> Iterator[RawRow]:
 
 
 _READERS: dict[str, Callable[..., Iterator[RawRow]]] = {
-    "jsonl": _json_lines,
     "json": _json,
     "csv": _csv,
     "parquet": _parquet,

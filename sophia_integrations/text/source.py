@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..cache import digest
 from ..errors import UserError, needs
 from . import formats
-from .bad_rows import Tally, require_action
+from .bad_rows import Tally
 from .cache import table_in_memory
 from .files import read_files, standard_library
 from .hub import read_hub
@@ -82,15 +82,13 @@ def load_source(
 
     Raises:
         UserError: nothing to read, a missing column, bad rows (how many, the first by file and number), an empty split.
-        ValueError: another word for `bad_rows`.
     """
-    require_action(bad_rows)
     if importlib.util.find_spec("datasets") is None:
         raise UserError(needs("datasets"))
-    raws, held = _tables(source, files, hub, validation_files, streaming, say)
+    raws, held = _tables(source, files, hub, validation_files, streaming)
     format = formats.choose_format(task, format, raws[0].names, columns)
     if streaming:
-        _require_streamable(raws[0], format, held)
+        _require_streamable(raws[0], held)
         scans = [scan_rows(table_in_memory(row_features(format), row_stream(held, format, columns)), None)]
         train, validation = Split(row_stream(raws, format, columns)), scans[0].train
         hashes = [f"{file} {os.path.getsize(file)}" if os.path.isfile(file) else file for file in raws[0].files]
@@ -115,11 +113,10 @@ def _tables(
     hub: Mapping[str, str | None] | None,
     validation_files: Sequence[str] | None,
     streaming: bool,
-    say: Callable[[str], object],
 ) -> tuple[list[RawTable], list[RawTable]]:
     """The tables to train on, and those held out, if they are named."""
     if source is not None:
-        return [standard_library(say)], []
+        return [standard_library()], []
     if hub is not None:
         held = hub.get("validation_split")
         return read_hub(hub, hub.get("split") or "train", streaming), read_hub(hub, held, streaming) if held else []
@@ -134,7 +131,7 @@ def _tables(
     return [raw], [held]
 
 
-def _require_streamable(raw: RawTable, format: str, held: list[RawTable]) -> None:
+def _require_streamable(raw: RawTable, held: list[RawTable]) -> None:
     if raw.named or any(other.named for other in held):
         raise UserError(f"data.streaming: {raw.origin} are text files, which are read whole; leave streaming out")
     if not held:
@@ -142,8 +139,6 @@ def _require_streamable(raw: RawTable, format: str, held: list[RawTable]) -> Non
             f"data.streaming: {raw.origin} cannot be split while it streams; name the held-out rows in "
             "data.validation_files or data.hub.validation_split"
         )
-    if format == "classification":
-        raise UserError("data.streaming: a classification needs all its labels before training; leave streaming out")
 
 
 def _require_text(train: Split, validation: Split, origin: str, held: str | None, fraction: float) -> None:

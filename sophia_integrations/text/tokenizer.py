@@ -66,11 +66,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A byte-level BPE trained on the training text of `source`, or taken from the cache.
 
-    It has the special tokens of `task`; those of encoders for start and end it puts around a text by itself.  Raises
-    `UserError` for a stream.
+    It has the special tokens of `task`; those of encoders for start and end it puts around a text by itself.
     """
-    if source.streaming:
-        raise UserError("tokenizer.train: reads all training text first; with data.streaming give tokenizer.pretrained")
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="runs/gpt2-131k-x4/model", help="a causal language model's folder")
     parser.add_argument("--out", type=Path, default=Path("runs/which-package"), help="folder to write to")
     given = parser.parse_args()
-    library = standard_library(print)
+    library = standard_library()
     found = functions((name, row["text"]) for name, row in library.read(library.files))
     given.out.mkdir(parents=True, exist_ok=True)
     rows = [{"text": text, "label": package} for package, texts in found.items() for text in texts]

@@ -194,8 +194,6 @@ def test_a_classification_has_one_label(prepared: Callable[..., Prepared], words
         "validation: 3 examples, 0.0 MB, 4 tokens; 1 cut to 2 tokens",
         "labels: a 1, b 2",
     ]
-    with pytest.raises(UserError, match="examples of classify cannot be packed"):
-        prepared(rows, task="classify", packing=True)
 
 
 def test_text_may_have_a_row_of_its_own(prepared: Callable[..., Prepared], words: Any) -> None:
