@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,22 @@ def test_refusals():
         flat.finals[part][:] = [run(round(600 * part), 2.0 + part + shake) for shake in SHAKEN]
     assert "do not fall" in judge(protocol, flat, side("new", 1.6, protocol)).refusal
     assert not any(verdict.headline for verdict in (alone, edge, lost))
+
+
+def test_a_curve_that_is_none_is_refused_and_the_losses_are_shown():
+    protocol = read_protocol("fit", budget=0)
+    reference, new = side("adamw", 1.0, protocol), side("new", 1.6, protocol)
+    for part, loss in zip((0.5, 0.625, 0.75, 1.0), (4.4, 4.25, 4.1, 3.5), strict=True):
+        reference.finals[part][:] = [run(round(600 * part), loss + shake) for shake in SHAKEN]
+    verdict = judge(protocol, reference, new)
+    assert not verdict.headline and math.isnan(verdict.steps.value) and math.isnan(verdict.seconds.value)
+    assert re.fullmatch(
+        r"a \+ b·T\^−β is no curve through adamw's losses \(it misses the loss at 450 steps by 0\.1\d*, and the seeds' "
+        r"spread explains 0\.00\d*\): give the recipe more steps or compare.horizons more shares; .*",
+        verdict.refusal,
+    )
+    table = to_markdown(result(protocol, reference, new))
+    assert verdict.refusal in table and "3.50" in table and "steps / adamw's" not in table
 
 
 def test_the_table_the_json_and_the_figure(tmp_path):

@@ -17,6 +17,7 @@ from .run import Run
 
 Finals = Mapping[float, Sequence[Run]]
 """The runs that count, by share of the horizon, one for each seed in the order of the seeds."""
+_MEND = "give the recipe more steps or compare.horizons more shares; the ways same and half need no curve"
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,12 @@ def judge(protocol: Protocol, reference: Judged, other: Judged) -> Verdict:
         equivalent=(found.equivalent, found.steps),
         law=found.law,
     )
-    refusal = _refusal(protocol, reference, other, verdict)
+    refusal = _refusal(protocol, reference, other, verdict, found.unfit)
     headline = "" if refusal else _headline(protocol, reference, verdict)
     return Verdict(**{**vars(verdict), "headline": headline, "refusal": refusal})
 
 
-def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verdict) -> str:
+def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verdict, unfit: str) -> str:
     for side in (reference, other):
         runs = [run for runs in side.finals.values() for run in runs]
         lost = sum(run.diverged for run in runs)
@@ -124,8 +125,10 @@ def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verd
         return "one seed says nothing of how much another would differ"
     point, interval = (0.0, verdict.difference)
     if protocol.judge == "fit":
+        if unfit:
+            return f"a + b·T^−β is no curve through {reference.name}'s losses ({unfit}): {_MEND}"
         if math.isnan(verdict.steps.value):
-            return f"{reference.name}'s losses do not fall with the steps as a power law does"
+            return f"{reference.name}'s losses do not fall with the steps: {_MEND}"
         if verdict.bound:
             return _bound_refusal(protocol, reference, other, verdict)
         point, interval = 1.0, verdict.steps
