@@ -188,8 +188,10 @@ def _trainer_states(folder: Path) -> list[Path]:
     """The folder's own state, or those of its checkpoints, the newest last."""
     if (own := folder / "trainer_state.json").is_file():
         return [own]
-    saved = [p for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name[len("checkpoint-") :].isdigit()]
-    return sorted(saved, key=lambda p: int(p.parent.name[len("checkpoint-") :]))
+    saved = [
+        (re.fullmatch(r"checkpoint-(\d+)", p.parent.name), p) for p in folder.glob("checkpoint-*/trainer_state.json")
+    ]
+    return [path for _, path in sorted((int(step[1]), path) for step, path in saved if step)]
 
 
 def _stopped(state: Mapping[str, Any]) -> bool:

@@ -190,6 +190,21 @@ def test_the_price_of_time_is_that_of_turns_side_by_side_whatever_the_load():
     assert noisy.steps == quiet.steps
 
 
+@pytest.mark.parametrize(("load", "said"), [(1.4, ""), (1.9, "measured beside other work (load 1.9)"), (None, "")])
+def test_a_time_ratio_that_was_measured_beside_other_work_says_so(load, said):
+    protocol = read_protocol("fit", budget=0)
+    machine = {"device": "some processor", "cores": 2, "threads": 1, "load": load}
+    sides = side("adamw", 1.0, protocol), side("new", 1.6, protocol, 1.2)
+    sides = tuple(Judged(s.name, s.finals, dataclasses.replace(s.price, machine=machine)) for s in sides)
+    found = result(protocol, *sides)
+    (verdict,) = found.verdicts
+    table, read = to_markdown(found), json.loads(to_json(found))
+    assert verdict.headline.endswith(f"of its time ({said})" if said else "of its time")
+    assert ("beside other work" in table) == bool(said) and read["verdicts"][0]["disturbed"] == said
+    assert read["machine"] == machine
+    assert "Timed on some processor, 2 cores, 1 thread" + (f", load {load}." if load else ".") in table
+
+
 def test_times_that_were_not_measured_side_by_side_are_not_compared():
     protocol = read_protocol("fit", budget=0)
     apart = side("adamw", 1.0, protocol), side("new", 1.6, protocol, 3.0)

@@ -128,6 +128,18 @@ def test_a_learning_rate_that_destroys_the_run_is_an_error(copied):
     assert (edit.key, edit.now, edit.proposed) == ("training.learning_rate", "0.008", "0.0008")
 
 
+def test_an_absurd_learning_rate_is_answered_with_the_rule_or_with_why_there_is_none(copied):
+    """Nothing says how large a model is whose run was killed, and the rule is AdamW's."""
+    folder = copied("nan")
+    (folder / "summary.json").unlink()
+    unknown = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
+    assert "1e+30 → AdamW's rate for the model, whose size is not known here: by parameters 0.008 at 0.13M, " in unknown
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("optim: adamw_torch", "optim: adafactor"))
+    other = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
+    assert "1e+30 → lower; how much cannot be known here: " in other and "says nothing of adafactor" in other
+
+
 def test_curvature_that_is_zero_or_never_renewed_is_an_error(copied):
     folder = change(copied("good-paper"), lambda e: {**e, "sophia/hessian_norm": 0.0})
     assert [f.check for f in examine(read_run(folder))] == ["zero-curvature"]

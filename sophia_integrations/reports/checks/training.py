@@ -246,11 +246,23 @@ def _rule(run: Run) -> float | None:
 
 
 def _lower_rate(run: Run) -> tuple[Edit, ...]:
-    """The rule's rate where it is lower than the run's, else a tenth of the run's."""
+    """The rule's rate where it is lower than the run's, a tenth of a rate that is as low already, and where there is no
+    rule for this run, why."""
     rate, rule = _peak(run), _rule(run)
     if not rate:
         return ()
-    return (run.recipe.edit("learning_rate", _digit(rule if rule and rule < rate / 2 else rate / 10), rate),)
+    lower: float | str = _no_rule(run) if rule is None else _digit(rule if rule < rate / 2 else rate / 10)
+    return (run.recipe.edit("learning_rate", lower, rate),)
+
+
+def _no_rule(run: Run) -> str:
+    """Why `_rule` knows none, and what it would say."""
+    if run.optimizer and not any(known in run.optimizer.lower() for known in ("adamw", "sophia")):
+        return (
+            f"lower; how much cannot be known here: the rule of thumb is AdamW's, and says nothing of {run.optimizer}"
+        )
+    rates = ", ".join(f"{rate:g} at {size / 1e6:.2g}M" for size, rate in ADAMW_RATES)
+    return f"AdamW's rate for the model, whose size is not known here: by parameters {rates}"
 
 
 def _digit(value: float, up: bool = False) -> float:

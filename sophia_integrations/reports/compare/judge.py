@@ -11,7 +11,7 @@ import numpy as np
 
 from ..bench.timing import ratio
 from .fit import Interval, PowerLaw, StepRatio, log_interval, mean_interval, step_ratio
-from .price import Price
+from .price import Price, machine_of, other_work
 from .protocol import Protocol
 from .run import Run
 
@@ -65,6 +65,7 @@ class Verdict:
         headline: the one sentence that may be said; empty when there is none.
         refusal: why there is none.
         equivalent: steps of the reference to the loss at which the ratio is read, and the side's steps there.
+        disturbed: `price.other_work` of the machine that `seconds` was measured on.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Verdict:
     headline: str = ""
     refusal: str = ""
     equivalent: tuple[float, float] = (math.nan, math.nan)
+    disturbed: str = ""
     law: PowerLaw | None = field(default=None, compare=False)
 
 
@@ -106,6 +108,7 @@ def judge(protocol: Protocol, reference: Judged, other: Judged) -> Verdict:
         seconds=_times(found, *_time_ratio(other.price, reference.price), len(here), protocol),
         bound=found.bound,
         equivalent=(found.equivalent, found.steps),
+        disturbed=other_work(machine_of([reference.price, other.price])),
         law=found.law,
     )
     refusal = _refusal(protocol, reference, other, verdict, found.unfit)
@@ -162,7 +165,8 @@ def _headline(protocol: Protocol, reference: Judged, verdict: Verdict) -> str:
         word = "less" if verdict.bound == "below" else "more"
         return f"{name} needs {word} than {verdict.steps.value:.2f} of the steps of {than} to the same loss"
     ratio = verdict.steps
-    cost = [f"{one.value:.2f} of its {what}" for what, one in (("operations", verdict.flops), ("time", verdict.seconds))
+    time = f"time{f' ({verdict.disturbed})' if verdict.disturbed else ''}"
+    cost = [f"{one.value:.2f} of its {what}" for what, one in (("operations", verdict.flops), (time, verdict.seconds))
             if one.excludes(1.0)]  # fmt: skip
     return (
         f"{name} needs {ratio.value:.2f} of the steps of {than} to the same loss ({spread}: {ratio.low:.2f} to "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from ..bench.tables import machine_line
 from ..markdown import table
 from .dials import dials_of
 from .fit import Interval
 from .judge import Judged
+from .price import other_work
 from .result import DIALS, Result
 
 _NOTHING = "–"
@@ -48,8 +50,13 @@ def to_markdown(result: Result) -> str:
         + f" Rule and basis is what remains of a step beside the pass, less {reference}'s; clipped is the share of "
         "logged gradients that were longer than max_grad_norm; the state is the optimizer's, for each parameter."
     )
+    disturbed = other_work(result.machine)
+    if disturbed:
+        lines.append(f"Time was {disturbed}: it is less sure than its interval says.")
     if result.versions:
         lines += ["", f"Trained with {result.trained_with}."]
+    if result.machine:
+        lines.append(f"Timed on {machine_line(result.machine)}.")
     if len(result.versions) > 1:
         lines.append("Versions of packages changed between runs.")
     return "\n".join(lines) + "\n"
