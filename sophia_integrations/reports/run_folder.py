@@ -170,6 +170,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         rows = _table((entry.get("step"), entry) for entry in state["log_history"] if isinstance(entry, dict))
         max_steps = state.get("max_steps") or max_steps
         complete = state.get("global_step") == max_steps or _stopped(state)
+    elif runs := sorted(folder.rglob("metrics.jsonl"), key=lambda file: file.stat().st_mtime):
+        number = f"{len(runs)} run folders" if len(runs) > 1 else "a run folder"
+        raise UserError(
+            f"{folder} is no run folder but holds {number}: give one, such as {runs[-1].parent}, the newest"
+        )
     elif events := sorted(folder.rglob("*.tfevents.*"), key=lambda file: file.stat().st_mtime):
         source = events[-1]
         rows = _tensorboard(source.parent)

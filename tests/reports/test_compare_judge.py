@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.reports.compare.figure import draw
@@ -141,7 +142,7 @@ def test_a_curve_that_is_none_is_refused_and_the_losses_are_shown():
     assert verdict.refusal in table and "3.50" in table and "steps / adamw's" not in table
 
 
-def test_the_table_the_json_and_the_figure(tmp_path):
+def test_the_table_the_json_and_the_figure(tmp_path, monkeypatch):
     protocol = read_protocol("fit", budget=0)
     sides = side("new", 1.6, protocol, 1.2, 0.1), side("adamw", 1.0, protocol), side("slow", 0.9, protocol)
     found = result(protocol, *sides)
@@ -165,8 +166,18 @@ def test_the_table_the_json_and_the_figure(tmp_path):
     crosses = pytest.approx(600 * (1 + LAW.at(960) - LAW.at(600)), rel=0.01)
     assert read["sides"]["new"]["crosses_at_step"] == crosses
     assert read["sides"]["slow"]["crosses_at_step"] is None
+    crosses_drawn, plot = [], Axes.plot
+
+    def noted(axes, x, y, *style, **more):
+        if style[:1] == ("x",):
+            crosses_drawn.append(x)
+        return plot(axes, x, y, *style, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
     draw(found, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    at = read["sides"]["new"]["crosses_at_step"]  # by steps, tokens and seconds; the side that never does has none
+    assert crosses_drawn == pytest.approx([at, at * 64, at * 1.2])
 
 
 def test_everything_can_be_drawn_and_told_where_a_side_has_no_loss(tmp_path):

@@ -296,6 +296,15 @@ def test_a_folder_that_cannot_be_read_gets_one_sentence(tmp_path, files, message
     assert message in str(error.value) and str(folder) in str(error.value)
 
 
+def test_a_folder_of_runs_is_not_taken_for_one_of_them(tmp_path):
+    """As that of a comparison, whose runs have TensorBoard files too."""
+    for name in ("good-paper", "good-eigen"):
+        shutil.copytree(RUNS / name, tmp_path / "runs" / name)
+        shutil.copytree(RUNS / "tensorboard-good", tmp_path / "runs" / name / "tensorboard")
+    with pytest.raises(UserError, match="is no run folder but holds 2 run folders: give one, such as .*runs/good-"):
+        doctor(tmp_path)
+
+
 def test_a_torn_last_line_is_left_out(copied):
     folder = copied("good-paper")
     with open(folder / "metrics.jsonl", "a") as file:

@@ -52,7 +52,10 @@ def to_markdown(result: Result) -> str:
     )
     disturbed = other_work(result.machine)
     if disturbed:
-        lines.append(f"Time was {disturbed}: it is less sure than its interval says.")
+        lines.append(
+            f"Time was {disturbed}, which slows one more than another: to measure it again when nothing else runs, "
+            "delete measured-*.json among the runs and repeat the command."
+        )
     if result.versions:
         lines += ["", f"Trained with {result.trained_with}."]
     if result.machine:
