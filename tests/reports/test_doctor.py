@@ -133,11 +133,11 @@ def test_an_absurd_learning_rate_is_answered_with_the_rule_or_with_why_there_is_
     folder = copied("nan")
     (folder / "summary.json").unlink()
     unknown = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
-    assert "1e+30 → AdamW's rate for the model, whose size is not known here: by parameters 0.008 at 0.13M, " in unknown
+    assert "1e+30 → by the model's size, which is not known here: AdamW's rule gives 0.008 at 0.131M, " in unknown
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("optim: adamw_torch", "optim: adafactor"))
     other = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
-    assert "1e+30 → lower; how much cannot be known here: " in other and "says nothing of adafactor" in other
+    assert "1e+30 → lower; how much is not known here: " in other and "says nothing of adafactor" in other
 
 
 def test_curvature_that_is_zero_or_never_renewed_is_an_error(copied):

@@ -225,10 +225,9 @@ def _peak(run: Run) -> float | None:
 
 def _rule(run: Run) -> float | None:
     """About the learning rate that AdamW's rule gives for this model and optimizer; None where its size is unknown."""
-    optimizer = (run.optimizer or "").lower()
-    if not ("adamw" in optimizer or "sophia" in optimizer):
+    if not _is_ruled(run):
         return None
-    factor = PAPER_FACTOR if "sophia" in optimizer and not run.eigen else 1.0
+    factor = _factor(run)
     if run.recipe.value("pretrained"):
         return factor * FINE_TUNING_RATES["adapters" if run.recipe.value("peft") else "full"]
     size = run.summary.get("parameters")
@@ -257,12 +256,20 @@ def _lower_rate(run: Run) -> tuple[Edit, ...]:
 
 def _no_rule(run: Run) -> str:
     """Why `_rule` knows none, and what it would say."""
-    if run.optimizer and not any(known in run.optimizer.lower() for known in ("adamw", "sophia")):
-        return (
-            f"lower; how much cannot be known here: the rule of thumb is AdamW's, and says nothing of {run.optimizer}"
-        )
-    rates = ", ".join(f"{rate:g} at {size / 1e6:.2g}M" for size, rate in ADAMW_RATES)
-    return f"AdamW's rate for the model, whose size is not known here: by parameters {rates}"
+    if run.optimizer and not _is_ruled(run):
+        return f"lower; how much is not known here: the rule of thumb is AdamW's, and says nothing of {run.optimizer}"
+    rates = ", ".join(f"{_factor(run) * rate:.2g} at {size / 1e6:g}M" for size, rate in ADAMW_RATES)
+    return f"by the model's size, which is not known here: AdamW's rule gives {rates} parameters"
+
+
+def _is_ruled(run: Run) -> bool:
+    """Whether the rule speaks of the run's optimizer."""
+    return any(name in (run.optimizer or "").lower() for name in ("adamw", "sophia"))
+
+
+def _factor(run: Run) -> float:
+    """The rule's rate in multiples of AdamW's."""
+    return PAPER_FACTOR if "sophia" in (run.optimizer or "").lower() and not run.eigen else 1.0
 
 
 def _digit(value: float, up: bool = False) -> float:

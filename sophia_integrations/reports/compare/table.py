@@ -68,7 +68,7 @@ def to_markdown(result: Result) -> str:
 _READ = {
     "same": "Loss: validation, in nats, at the end of the whole schedule; all train the same number of steps.",
     "half": "Loss: validation, in nats, at the end of the whole schedule: half the steps against all of them.",
-    "fit": "Ratios are to the same loss, by a + b·T^−β through the reference's losses at its horizons.",
+    "fit": "Ratios are to the same loss, by a + b·T^−β, a ≥ 0, through the reference's losses at its horizons.",
 }
 
 _TIME = "Time is that of steps, without evaluations, which the optimizers took in turns, side by side."
