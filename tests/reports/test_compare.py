@@ -137,7 +137,7 @@ def test_a_lightning_recipe_is_timed_in_turns(lightning_recipe: str) -> None:
     own, adamw = json.loads(measured.read_text())["prices"]
     for one in (own, adamw):
         assert one["together"] and len(one["turns"]) == price.TURNS and min(one["turns"]) > 0
-        assert one["evaluation"] > 0 and one["steps_per_epoch"] == 99
+        assert one["evaluation"] > 0 and one["steps_per_epoch"] == 99 and one["machine"]["cores"] == os.cpu_count()
     assert own["flops"] > adamw["flops"] > 0 and own["flops"] > own["pass_flops"] > 0 == adamw["pass_flops"]
     assert own["state_bytes"] > adamw["state_bytes"] >= 8.0
 

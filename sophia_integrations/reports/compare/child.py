@@ -93,7 +93,7 @@ def _take_turns(turns: threading.Semaphore, timed: int, period: int, reply: int,
         if more or turn > timed + 2:
             return
         if turn == timed + 2:
-            device = optimizer.param_groups[0]["params"][0].device.type
+            device = next(param.device.type for group in optimizer.param_groups for param in group["params"])
             costs = {**operations.end(period), "state_bytes": _state_bytes(optimizer), "machine": machine(device)}
             file.write_text(json.dumps(costs) + "\n", encoding="utf-8")
             return

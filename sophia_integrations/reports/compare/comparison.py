@@ -47,7 +47,7 @@ def compare(
         budget: tuning runs of each optimizer, instead of the protocol's; 4 to 7 of them try learning rates alone, and
             the best again at all steps.
         seeds: of the runs that count, instead of the protocol's; ``0,1,2`` or numbers.
-        dry_run: only measure a step of each optimizer and say what the comparison would take.
+        dry_run: only measure a step of each optimizer and say what the comparison has still to train, and how long.
         say: receives the lines for the reader.
         time_limit: seconds of a run.
 
