@@ -170,6 +170,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         rows = _table((entry.get("step"), entry) for entry in state["log_history"] if isinstance(entry, dict))
         max_steps = state.get("max_steps") or max_steps
         complete = state.get("global_step") == max_steps or _stopped(state)
+    elif runs := sorted(folder.rglob("metrics.jsonl"), key=lambda file: file.stat().st_mtime):
+        number = f"{len(runs)} run folders" if len(runs) > 1 else "a run folder"
+        raise UserError(
+            f"{folder} is no run folder but holds {number}: give one, such as {runs[-1].parent}, the newest"
+        )
     elif events := sorted(folder.rglob("*.tfevents.*"), key=lambda file: file.stat().st_mtime):
         source = events[-1]
         rows = _tensorboard(source.parent)
@@ -188,8 +193,10 @@ def _trainer_states(folder: Path) -> list[Path]:
     """The folder's own state, or those of its checkpoints, the newest last."""
     if (own := folder / "trainer_state.json").is_file():
         return [own]
-    saved = [p for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name[len("checkpoint-") :].isdigit()]
-    return sorted(saved, key=lambda p: int(p.parent.name[len("checkpoint-") :]))
+    saved = [
+        (re.fullmatch(r"checkpoint-(\d+)", p.parent.name), p) for p in folder.glob("checkpoint-*/trainer_state.json")
+    ]
+    return [path for _, path in sorted((int(step[1]), path) for step, path in saved if step)]
 
 
 def _stopped(state: Mapping[str, Any]) -> bool:

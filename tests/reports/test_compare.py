@@ -37,9 +37,8 @@ sys.exit(compare(**{}))
 
 
 def start(**arguments: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CALL.format(arguments)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -71,7 +70,9 @@ def is_locked(folder: Path) -> bool:
 
 
 @pytest.mark.timeout(500)
-def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None:
+def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     arguments = dict(recipe=hf_recipe, against=[hf_recipe], budget=0, seeds="1")
 
     process = start(**arguments)
@@ -79,7 +80,9 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 130, err
-    assert "to go on, run the same command again" in out and "Traceback" not in err
+    assert "No run has ended yet. The one that was stopped, tiny seed 1 T=120, goes on from its checkpoint." in out
+    assert "run the same command again: sophia compare tiny.yaml --against tiny.yaml --budget 0 --seeds 1" in out
+    assert "Traceback" not in err
     assert "Stopped at step" in log("seed-1")
     (measured,) = RUNS.glob("*.json")
     assert measured.name.startswith("measured-") and not (RUNS / "measured").exists()
@@ -97,9 +100,9 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
         time.sleep(0.05)
     assert list(RUNS.glob("*.json")) == [measured] and read_metrics(folder / "metrics.jsonl")[-1]["step"] < 120
 
-    process = start(**arguments)
-    out, err = process.communicate(timeout=TIME_LIMIT)
-    assert process.returncode == 0, err
+    said: list[str] = []
+    assert compare(**arguments, say=said.append) == 0
+    out = "\n".join(said)
     assert measured.stat().st_mtime_ns == taken and log("seed-1").count("training in") == 1
     assert log("seed-1").count("resuming from") == 2
     assert not reached() and not list(RUNS.glob("*/model"))
@@ -110,13 +113,16 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
     tiny = found["sides"]["tiny"]
     assert tiny["flops_per_step"] > tiny["pass_flops_per_step"] > 0
     assert len(tiny["seconds_per_step_of_turns"]) == price.TURNS and tiny["state_bytes_per_parameter"] > 8
+    assert found["machine"].keys() == {"device", "cores", "threads", "load"} and found["machine"]["threads"] == 1
+    assert f"Timed on {found['machine']['device']}, {os.cpu_count()} core" in out
     assert 0.5 < verdict["seconds"]["value"] < 2.0 and 0 <= tiny["clipped_share"] <= 1
 
     # Nothing is left to run: the plan and the table come from what is there.
     records = {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")}
-    said: list[str] = []
+    said.clear()
     assert compare(**arguments, dry_run=True, say=said.append) == 0
-    assert len(said) == 1 and "2 runs in about" in said[0] and "ms a step" in said[0]
+    assert len(said) == 1 and "2 runs, which have all ended before: nothing is left to train" in said[0]
+    assert "1 run, 1 of them ended before" in said[0] and "ms a step" in said[0]
     assert compare(**arguments, say=said.append) == 0
     assert {file: file.stat().st_mtime_ns for file in RUNS.glob("*.json")} == records
 
@@ -124,13 +130,14 @@ def test_stopped_killed_and_finished_by_the_same_command(hf_recipe: str) -> None
 def test_a_lightning_recipe_is_timed_in_turns(lightning_recipe: str) -> None:
     said: list[str] = []
     assert compare(lightning_recipe, budget=0, seeds="1", dry_run=True, say=said.append) == 0
-    (plan,) = said
-    assert "2 runs in about" in plan and "adamw (torch's AdamW, fused): 1 runs" in plan
+    first, plan = said
+    assert first == "A step of each optimizer is measured first."
+    assert "2 runs in about" in plan and "adamw (torch's AdamW, fused): 1 run, " in plan
     (measured,) = Path("runs/compare-tiny-lightning/runs").glob("measured-*.json")
     own, adamw = json.loads(measured.read_text())["prices"]
     for one in (own, adamw):
         assert one["together"] and len(one["turns"]) == price.TURNS and min(one["turns"]) > 0
-        assert one["evaluation"] > 0 and one["steps_per_epoch"] == 99
+        assert one["evaluation"] > 0 and one["steps_per_epoch"] == 99 and one["machine"]["cores"] == os.cpu_count()
     assert own["flops"] > adamw["flops"] > 0 and own["flops"] > own["pass_flops"] > 0 == adamw["pass_flops"]
     assert own["state_bytes"] > adamw["state_bytes"] >= 8.0
 
@@ -195,12 +202,12 @@ def test_what_does_not_fit_together_is_measured_apart_and_found_again(
     settings = {"framework": "hf", "training": {"num_train_epochs": 2}}
     sides, said = [Side("a", settings), Side("b", settings)], []
     prices = price.measure(sides, tmp_path, said.append)
-    assert _Short.running == 0 and len(said) == 1 and "each is measured by itself" in said[0]
+    assert _Short.running == 0 and len(said) == 2 and "each is measured by itself" in said[1]
     for one in prices.values():
         assert not one.together and len(one.turns) == price.TURNS and 0.001 <= one.step < 0.1
         assert (one.evaluation, one.state_bytes, one.steps(settings)) == (0.5, 8.0, 280)
         assert one.seconds(settings) == pytest.approx(4 - 20 * one.step + 280 * one.step)
-    assert price.measure(sides, tmp_path, said.append) == prices and len(said) == 1
+    assert price.measure(sides, tmp_path, said.append) == prices and len(said) == 2
     assert price.measure(sides[:1], tmp_path, said.append)["a"].together
 
 

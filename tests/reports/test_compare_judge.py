@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.reports.compare.figure import draw
@@ -124,7 +126,23 @@ def test_refusals():
     assert not any(verdict.headline for verdict in (alone, edge, lost))
 
 
-def test_the_table_the_json_and_the_figure(tmp_path):
+def test_a_curve_that_is_none_is_refused_and_the_losses_are_shown():
+    protocol = read_protocol("fit", budget=0)
+    reference, new = side("adamw", 1.0, protocol), side("new", 1.6, protocol)
+    for part, loss in zip((0.5, 0.625, 0.75, 1.0), (4.4, 4.25, 4.1, 3.5), strict=True):
+        reference.finals[part][:] = [run(round(600 * part), loss + shake) for shake in SHAKEN]
+    verdict = judge(protocol, reference, new)
+    assert not verdict.headline and math.isnan(verdict.steps.value) and math.isnan(verdict.seconds.value)
+    assert re.fullmatch(
+        r"a \+ b·T\^−β is no curve through adamw's losses \(it misses the loss at 450 steps by 0\.1\d*, and the seeds' "
+        r"spread explains 0\.00\d*\): give the recipe more steps or compare.horizons more shares; .*",
+        verdict.refusal,
+    )
+    table = to_markdown(result(protocol, reference, new))
+    assert verdict.refusal in table and "3.50" in table and "steps / adamw's" not in table
+
+
+def test_the_table_the_json_and_the_figure(tmp_path, monkeypatch):
     protocol = read_protocol("fit", budget=0)
     sides = side("new", 1.6, protocol, 1.2, 0.1), side("adamw", 1.0, protocol), side("slow", 0.9, protocol)
     found = result(protocol, *sides)
@@ -148,8 +166,18 @@ def test_the_table_the_json_and_the_figure(tmp_path):
     crosses = pytest.approx(600 * (1 + LAW.at(960) - LAW.at(600)), rel=0.01)
     assert read["sides"]["new"]["crosses_at_step"] == crosses
     assert read["sides"]["slow"]["crosses_at_step"] is None
+    crosses_drawn, plot = [], Axes.plot
+
+    def noted(axes, x, y, *style, **more):
+        if style[:1] == ("x",):
+            crosses_drawn.append(x)
+        return plot(axes, x, y, *style, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
     draw(found, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    at = read["sides"]["new"]["crosses_at_step"]  # by steps, tokens and seconds; the side that never does has none
+    assert crosses_drawn == pytest.approx([at, at * 64, at * 1.2])
 
 
 def test_everything_can_be_drawn_and_told_where_a_side_has_no_loss(tmp_path):
@@ -171,6 +199,21 @@ def test_the_price_of_time_is_that_of_turns_side_by_side_whatever_the_load():
     assert noisy.seconds.value == pytest.approx(1.2 * noisy.steps.value)
     assert noisy.seconds.high - noisy.seconds.low > 2 * (quiet.seconds.high - quiet.seconds.low)
     assert noisy.steps == quiet.steps
+
+
+@pytest.mark.parametrize(("load", "said"), [(1.4, ""), (1.9, "measured beside other work (load 1.9)"), (None, "")])
+def test_a_time_ratio_that_was_measured_beside_other_work_says_so(load, said):
+    protocol = read_protocol("fit", budget=0)
+    machine = {"device": "some processor", "cores": 2, "threads": 1, "load": load}
+    sides = side("adamw", 1.0, protocol), side("new", 1.6, protocol, 1.2)
+    sides = tuple(Judged(s.name, s.finals, dataclasses.replace(s.price, machine=machine)) for s in sides)
+    found = result(protocol, *sides)
+    (verdict,) = found.verdicts
+    table, read = to_markdown(found), json.loads(to_json(found))
+    assert verdict.headline.endswith(f"of its time ({said})" if said else "of its time")
+    assert ("beside other work" in table) == bool(said) and read["verdicts"][0]["disturbed"] == said
+    assert read["machine"] == machine
+    assert "Timed on some processor, 2 cores, 1 thread" + (f", load {load}." if load else ".") in table
 
 
 def test_times_that_were_not_measured_side_by_side_are_not_compared():

@@ -17,6 +17,8 @@ from sophia_integrations.hf.registration import register_optimizer
 from sophia_integrations.reports.compare.dials import dials_of, load
 from sophia_integrations.reports.compare.names import NAMES
 from sophia_integrations.reports.compare.optimizers import Muon, for_trainer
+from sophia_integrations.reports.compare.plan import finals
+from sophia_integrations.reports.compare.protocol import read_protocol
 from sophia_integrations.reports.compare.rivals import RIVALS, sides_of
 
 EXTRA = {name for name, rival in RIVALS.items() if rival.package}
@@ -80,6 +82,23 @@ def test_dials_turn_and_turn_back(framework, request, with_extra):
         assert dials.with_seed(side.settings, 7) != dials.with_seed(side.settings, 8)
         short = dials.measured(side.settings, 70, 10)
         assert dials.length(short) == (70, None) and dials.evaluations(short, 70) == 1
+
+
+@pytest.mark.parametrize("framework", ["hf_recipe", "lightning_recipe"])
+def test_all_begin_with_the_same_weights_and_see_the_same_text_in_the_same_order(framework, request, with_extra):
+    """A seed's runs differ in nothing but the optimizer and its settings."""
+    names = [name for name in NAMES if framework == "hf_recipe" or name != "adahessian"]
+    protocol = read_protocol(budget=0, seeds=[7])
+    seen = []
+    for side in sides_of(request.getfixturevalue(framework), names):
+        (settings,) = finals(side, protocol, "adamw")[1.0]
+        assert 7 in (settings.get("seed_everything"), settings.get("training", {}).get("seed"))
+        own = (settings.get("training") or settings["model"]["init_args"], settings.get("trainer", {}))
+        for key in ("optim", "optim_args", "learning_rate", "adam_beta1", "optimizer", "groups", "callbacks"):
+            for place in own:
+                place.pop(key, None)
+        seen.append(settings)
+    assert len(seen) == len(names) + 1 and all(settings == seen[0] for settings in seen)
 
 
 def test_epochs_and_the_steps_of_a_schedule_shrink_with_the_horizon(hf_recipe):

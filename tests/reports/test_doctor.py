@@ -128,6 +128,18 @@ def test_a_learning_rate_that_destroys_the_run_is_an_error(copied):
     assert (edit.key, edit.now, edit.proposed) == ("training.learning_rate", "0.008", "0.0008")
 
 
+def test_an_absurd_learning_rate_is_answered_with_the_rule_or_with_why_there_is_none(copied):
+    """Nothing says how large a model is whose run was killed, and the rule is AdamW's."""
+    folder = copied("nan")
+    (folder / "summary.json").unlink()
+    unknown = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
+    assert "1e+30 → by the model's size, which is not known here: AdamW's rule gives 0.008 at 0.131M, " in unknown
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("optim: adamw_torch", "optim: adafactor"))
+    other = next(line for line in said_of(folder)[1] if "→ training.learning_rate" in line)
+    assert "1e+30 → lower; how much is not known here: " in other and "says nothing of adafactor" in other
+
+
 def test_curvature_that_is_zero_or_never_renewed_is_an_error(copied):
     folder = change(copied("good-paper"), lambda e: {**e, "sophia/hessian_norm": 0.0})
     assert [f.check for f in examine(read_run(folder))] == ["zero-curvature"]
@@ -282,6 +294,15 @@ def test_a_folder_that_cannot_be_read_gets_one_sentence(tmp_path, files, message
     with pytest.raises(UserError) as error:
         doctor(folder)
     assert message in str(error.value) and str(folder) in str(error.value)
+
+
+def test_a_folder_of_runs_is_not_taken_for_one_of_them(tmp_path):
+    """As that of a comparison, whose runs have TensorBoard files too."""
+    for name in ("good-paper", "good-eigen"):
+        shutil.copytree(RUNS / name, tmp_path / "runs" / name)
+        shutil.copytree(RUNS / "tensorboard-good", tmp_path / "runs" / name / "tensorboard")
+    with pytest.raises(UserError, match="is no run folder but holds 2 run folders: give one, such as .*runs/good-"):
+        doctor(tmp_path)
 
 
 def test_a_torn_last_line_is_left_out(copied):

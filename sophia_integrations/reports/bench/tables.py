@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..markdown import table
@@ -11,9 +12,8 @@ def as_text(found: dict[str, Any]) -> str:
     """Markdown: the machine, the title, and a table of the rows."""
     machine = found["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    load = "" if machine["load"] is None else f", load {machine['load']}"
     lines = [
-        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads{load}",
+        machine_line(machine),
         versions,
         "",
         found["title"],
@@ -22,6 +22,13 @@ def as_text(found: dict[str, Any]) -> str:
     header = list(found["rows"][0])
     lines += table([header, *([_cell(row[name]) for name in header] for row in found["rows"])])
     return "\n".join(lines)
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """What `timing.machine` says, such as ``some processor, 2 cores, 1 thread, load 1.2``."""
+    counts = [f"{n} {what}{'' if n == 1 else 's'}" for what in ("core", "thread") if (n := machine[f"{what}s"])]
+    load = [] if machine["load"] is None else [f"load {machine['load']}"]
+    return ", ".join([machine["device"], *counts, *load])
 
 
 def _cell(value: Any) -> str:

@@ -48,21 +48,25 @@ def sums(seconds: list[float], length: int) -> list[float]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Device, threads and versions."""
-    import torch
-
+    """`machine` and the versions of packages."""
     versions = {"sophia-integrations": __version__, "python": platform.python_version()}
     for package in ("torch", "triton", "transformers", "sophia-opt", "pytorch_optimizer"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    return {**machine(device), "versions": versions}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Device, cores, threads of this process, and the load: how many processes ran on average in the last minute."""
+    import torch
+
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": versions,
     }
 
 

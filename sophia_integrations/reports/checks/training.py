@@ -225,10 +225,9 @@ def _peak(run: Run) -> float | None:
 
 def _rule(run: Run) -> float | None:
     """About the learning rate that AdamW's rule gives for this model and optimizer; None where its size is unknown."""
-    optimizer = (run.optimizer or "").lower()
-    if not ("adamw" in optimizer or "sophia" in optimizer):
+    if not _is_ruled(run):
         return None
-    factor = PAPER_FACTOR if "sophia" in optimizer and not run.eigen else 1.0
+    factor = _factor(run)
     if run.recipe.value("pretrained"):
         return factor * FINE_TUNING_RATES["adapters" if run.recipe.value("peft") else "full"]
     size = run.summary.get("parameters")
@@ -246,11 +245,31 @@ def _rule(run: Run) -> float | None:
 
 
 def _lower_rate(run: Run) -> tuple[Edit, ...]:
-    """The rule's rate where it is lower than the run's, else a tenth of the run's."""
+    """The rule's rate where it is lower than the run's, a tenth of a rate that is as low already, and where there is no
+    rule for this run, why."""
     rate, rule = _peak(run), _rule(run)
     if not rate:
         return ()
-    return (run.recipe.edit("learning_rate", _digit(rule if rule and rule < rate / 2 else rate / 10), rate),)
+    lower: float | str = _no_rule(run) if rule is None else _digit(rule if rule < rate / 2 else rate / 10)
+    return (run.recipe.edit("learning_rate", lower, rate),)
+
+
+def _no_rule(run: Run) -> str:
+    """Why `_rule` knows none, and what it would say."""
+    if run.optimizer and not _is_ruled(run):
+        return f"lower; how much is not known here: the rule of thumb is AdamW's, and says nothing of {run.optimizer}"
+    rates = ", ".join(f"{_factor(run) * rate:.2g} at {size / 1e6:g}M" for size, rate in ADAMW_RATES)
+    return f"by the model's size, which is not known here: AdamW's rule gives {rates} parameters"
+
+
+def _is_ruled(run: Run) -> bool:
+    """Whether the rule speaks of the run's optimizer."""
+    return any(name in (run.optimizer or "").lower() for name in ("adamw", "sophia"))
+
+
+def _factor(run: Run) -> float:
+    """The rule's rate in multiples of AdamW's."""
+    return PAPER_FACTOR if "sophia" in (run.optimizer or "").lower() and not run.eigen else 1.0
 
 
 def _digit(value: float, up: bool = False) -> float:

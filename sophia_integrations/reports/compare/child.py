@@ -80,6 +80,8 @@ def _take_turns(turns: threading.Semaphore, timed: int, period: int, reply: int,
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    from ..bench.timing import machine
+
     operations, steps = _Operations(), 0
 
     def after_step(optimizer: Any, *_: Any) -> None:
@@ -91,7 +93,8 @@ def _take_turns(turns: threading.Semaphore, timed: int, period: int, reply: int,
         if more or turn > timed + 2:
             return
         if turn == timed + 2:
-            costs = {**operations.end(period), "state_bytes": _state_bytes(optimizer)}
+            device = next(param.device.type for group in optimizer.param_groups for param in group["params"])
+            costs = {**operations.end(period), "state_bytes": _state_bytes(optimizer), "machine": machine(device)}
             file.write_text(json.dumps(costs) + "\n", encoding="utf-8")
             return
         if torch.cuda.is_available():

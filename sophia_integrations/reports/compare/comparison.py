@@ -9,11 +9,11 @@ from pathlib import Path
 from ...errors import UserError
 from ...recipes.running.run_folder import write_text
 from ..places import Settings, is_lightning
-from .dials import dials_of
 from .figure import draw
 from .judge import Judged, judge
+from .plan import finals, plan
 from .price import Price, measure
-from .progress import Progress, in_words
+from .progress import Progress
 from .protocol import Protocol, read_protocol, to_yaml
 from .result import Result, to_json
 from .rivals import Side, sides_of
@@ -47,7 +47,7 @@ def compare(
         budget: tuning runs of each optimizer, instead of the protocol's; 4 to 7 of them try learning rates alone, and
             the best again at all steps.
         seeds: of the runs that count, instead of the protocol's; ``0,1,2`` or numbers.
-        dry_run: only measure a step of each optimizer and say what the comparison would take.
+        dry_run: only measure a step of each optimizer and say what the comparison has still to train, and how long.
         say: receives the lines for the reader.
         time_limit: seconds of a run.
 
@@ -64,15 +64,16 @@ def compare(
     (folder / checked.judge).mkdir(parents=True, exist_ok=True)
     write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))
     progress = Progress(say)
+    command = _command(recipe, against, protocol, budget, seeds)
+    comparison = _Comparison(folder, sides, checked, progress, time_limit)
     try:
-        comparison = _Comparison(folder, sides, checked, progress, time_limit)
         comparison.measure()
         progress.say(comparison.plan())
         if dry_run:
             return 0
-        result = comparison.result(recipe, _command(recipe, against, protocol, budget, seeds))
+        result = comparison.result(recipe, command)
     except KeyboardInterrupt:
-        progress.say(f"Stopped. Finished runs are in {folder / 'runs'}; to go on, run the same command again.")
+        progress.say(f"Stopped. {comparison.runs.kept()} To go on, run the same command again: {command}")
         return _INTERRUPTED
     finally:
         progress.close()
@@ -98,21 +99,13 @@ class _Comparison:
         self.progress.end()
 
     def plan(self) -> str:
-        """How many runs and how long; those that have ended before are among them."""
-        lines, count, seconds = [], 0, 0.0
-        for side in self.sides:
-            price, planned = self.prices[side.name], self._planned(side)
-            runs = sum(number for _, number in planned)
-            spent = sum(number * price.seconds(settings) for settings, number in planned)
-            count, seconds = count + runs, seconds + spent
-            lines.append(f"{side.name} ({side.about}): {runs} runs, {price.step * 1000:.0f} ms a step")
-        self.progress.expect(seconds)
+        """How many runs and how long."""
+        found = plan(self.sides, self.protocol, self.reference, self.prices, self.runs.find)
+        self.progress.expect(found.seconds)
         tuning = self.protocol.tuning
         stages = 2 if tuning.knob == "none" else 3
-        more = f", and up to {stages * tuning.extensions} more of each where a best value lies at an edge"
-        return "\n".join(
-            [*lines, f"{count} runs in about {in_words(seconds)}{more if tuning.budget and tuning.extensions else ''}"]
-        )
+        edges = stages * tuning.extensions if tuning.budget else 0
+        return "\n".join([*(found.of(side, self.prices[side.name]) for side in self.sides), found.sentence(edges)])
 
     def train(self, side: Side, settings: Settings, what: str, extends: bool = False) -> Run:
         """One run of a side, found or executed; one that extends a grid was not planned."""
@@ -141,21 +134,14 @@ class _Comparison:
 
     def _confirmed(self, tuned: Tuned) -> Judged:
         side = tuned.side
-        finals = {}
-        for share in self.protocol.shares(reference=side.name == self.reference):
-            settings = dials_of(side.settings).with_horizon(side.settings, share)
-            finals[share] = [
-                self.train(side, dials_of(settings).with_seed(settings, seed), f"seed {seed}")
-                for seed in self.protocol.seeds
+        runs = {
+            share: [
+                self.train(side, settings, f"seed {seed}")
+                for seed, settings in zip(self.protocol.seeds, every, strict=True)
             ]
-        return Judged(side.name, finals, self.prices[side.name], tuned.at_edge)
-
-    def _planned(self, side: Side) -> list[tuple[Settings, int]]:
-        """Recipes of a side by their length, and how many runs of each."""
-        tuning, dials = self.protocol.tuning, dials_of(side.settings)
-        planned = [(1.0, tuning.finalists + tuning.knob_runs), (tuning.horizon, tuning.rates)] if tuning.budget else []
-        planned += [(share, len(self.protocol.seeds)) for share in self.protocol.shares(side.name == self.reference)]
-        return [(dials.with_horizon(side.settings, share), number) for share, number in planned]
+            for share, every in finals(side, self.protocol, self.reference).items()
+        }
+        return Judged(side.name, runs, self.prices[side.name], tuned.at_edge)
 
 
 def _report(folder: Path, result: Result, say: Callable[[str], object]) -> None:

@@ -204,7 +204,7 @@ class _LightningDials(Dials):
             max_steps=steps, val_check_interval=steps, check_val_every_n_epoch=None, log_every_n_steps=logs
         )
         new["model"]["init_args"]["warmup_steps"] = 0
-        if value_of(new, "basis") == "eigen":
+        if self._eigen(new):
             put(new, "basis_warmup", 0)
         return new
 

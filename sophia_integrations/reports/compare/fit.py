@@ -12,6 +12,10 @@ Losses = Mapping[int, Sequence[float]]
 """Final losses by the steps of a run, one for each seed, in the order of the seeds."""
 EXTRAPOLATED = 1.25
 """How far beyond its own horizons, as a factor of steps, a fitted curve is believed."""
+_BETAS = np.geomspace(1e-3, 20.0, 1000)
+"""The exponents that a fit tries, one per cent apart; a best one at either end is none."""
+_EXACT = 1e-4
+"""What a fit on that grid misses of an exact curve at most, in nats."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,53 @@ def mean_interval(values: Sequence[float], confidence: float) -> Interval:
 
 
 def fit_power_law(steps: Sequence[float], losses: Sequence[float]) -> PowerLaw | None:
-    """Least squares of a + b·T^−β with b > 0; None where the losses do not fall with the steps, or are not finite."""
+    """Least squares of a + b·T^−β with a ≥ 0, as losses are, and b > 0.
+
+    None where the losses are not finite or do not fall with the steps, and where fewer than three steps differ.
+    """
     return fit_power_laws(steps, np.asarray(losses, float)[None])[0]
 
 
 def fit_power_laws(steps: Sequence[float], rows: np.ndarray) -> list[PowerLaw | None]:
-    """`fit_power_law` of each row of losses: a and b are linear for each β of a grid, one per cent apart."""
+    """`fit_power_law` of each row of losses, by the best a and b for each β of a grid."""
     t = np.asarray(steps, float)
     if len(np.unique(t)) < 3:
         return [None] * len(rows)
-    betas = np.geomspace(1e-3, 20.0, 1000)
-    x = (t / t.max()) ** -betas[:, None]
-    x_mean, y_mean = x.mean(1, keepdims=True), rows.mean(1, keepdims=True)
-    b = (rows - y_mean) @ (x - x_mean).T / ((x - x_mean) ** 2).sum(1)
-    error = ((rows - y_mean)[:, None] - b[:, :, None] * (x - x_mean)) ** 2
+    x = (t / t.max()) ** -_BETAS[:, None]
+    x_mean, y_mean = x.mean(1), rows.mean(1, keepdims=True)
+    b = (rows - y_mean) @ (x - x_mean[:, None]).T / ((x - x_mean[:, None]) ** 2).sum(1)
+    a = y_mean - b * x_mean
+    b = np.where(a < 0, rows @ x.T / (x**2).sum(1), b)  # the best line through the origin
+    a = np.maximum(a, 0.0)
+    error = ((rows[:, None] - a[:, :, None] - b[:, :, None] * x) ** 2).sum(2)
     found: list[PowerLaw | None] = []
-    for row, best in enumerate(np.argmin(error.sum(2), axis=1)):
-        slope, beta = float(b[row, best]), float(betas[best])
-        a = float(y_mean[row, 0]) - slope * float(x_mean[best, 0])
-        found.append(PowerLaw(a, slope * float(t.max()) ** beta, beta) if slope > 0 else None)
+    for row, best in enumerate(np.argmin(error, axis=1)):
+        slope, beta = float(b[row, best]), float(_BETAS[best])
+        found.append(PowerLaw(float(a[row, best]), slope * float(t.max()) ** beta, beta) if slope > 0 else None)
     return found
+
+
+def misfit(law: PowerLaw, losses: Losses, confidence: float) -> str:
+    """Why the curve is none through `losses`; empty where it is one.
+
+    Its exponent is at the end of what is tried, or it misses the mean loss at a horizon by more than the half-width of
+    that mean's interval, by the spread of the seeds, which is pooled over the horizons.
+    """
+    if law.beta in (_BETAS[0], _BETAS[-1]):
+        return f"its exponent {law.beta:g} is the {'lowest' if law.beta < 1 else 'highest'} that is tried"
+    table = _table(losses)
+    horizons, n = table.shape
+    if n < 2:
+        return ""
+    error = math.sqrt(float(np.mean(np.var(table, axis=1, ddof=1))) / n)
+    explained = t_quantile(confidence, horizons * (n - 1)) * error
+    missed = {steps: abs(law.at(steps) - float(row.mean())) for steps, row in zip(sorted(losses), table, strict=True)}
+    worst = max(missed, key=missed.__getitem__)
+    if missed[worst] <= explained + _EXACT:
+        return ""
+    return (
+        f"it misses the loss at {worst:,} steps by {missed[worst]:.2g}, and the seeds' spread explains {explained:.2g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +122,7 @@ class StepRatio:
         law: the reference's curve.
         samples: the ratio in each resample of the seeds.
         missed: standard error of the curve itself, as a relative one of the ratio.
+        unfit: why that curve tells nothing (`misfit`); then there is no ratio. Empty where it does.
     """
 
     ratio: Interval
@@ -100,6 +132,7 @@ class StepRatio:
     law: PowerLaw | None = None
     samples: tuple[float, ...] = ()
     missed: float = 0.0
+    unfit: str = ""
 
 
 def step_ratio(reference: Losses, other: Losses, *, confidence: float, resamples: int, seed: int = 0) -> StepRatio:
@@ -123,6 +156,8 @@ def step_ratio(reference: Losses, other: Losses, *, confidence: float, resamples
     law = fit_power_law(lengths, here.mean(1))
     if law is None:
         return StepRatio(Interval(math.nan))
+    if unfit := misfit(law, reference, confidence):
+        return StepRatio(Interval(math.nan), law=law, unfit=unfit)
     longest, shortest = lengths[-1], lengths[0]
     equivalents = {t: law.steps_to(float(row.mean())) for t, row in zip(sorted(other), there, strict=True)}
     steps = min(equivalents, key=lambda t: abs(math.log(min(equivalents[t], 1e300) / longest)))

@@ -11,12 +11,13 @@ import numpy as np
 
 from ..bench.timing import ratio
 from .fit import Interval, PowerLaw, StepRatio, log_interval, mean_interval, step_ratio
-from .price import Price
+from .price import Price, machine_of, other_work
 from .protocol import Protocol
 from .run import Run
 
 Finals = Mapping[float, Sequence[Run]]
 """The runs that count, by share of the horizon, one for each seed in the order of the seeds."""
+_MEND = "give the recipe more steps or compare.horizons more shares; the ways same and half need no curve"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Verdict:
         headline: the one sentence that may be said; empty when there is none.
         refusal: why there is none.
         equivalent: steps of the reference to the loss at which the ratio is read, and the side's steps there.
+        disturbed: `price.other_work` of the machine that `seconds` was measured on.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Verdict:
     headline: str = ""
     refusal: str = ""
     equivalent: tuple[float, float] = (math.nan, math.nan)
+    disturbed: str = ""
     law: PowerLaw | None = field(default=None, compare=False)
 
 
@@ -105,14 +108,15 @@ def judge(protocol: Protocol, reference: Judged, other: Judged) -> Verdict:
         seconds=_times(found, *_time_ratio(other.price, reference.price), len(here), protocol),
         bound=found.bound,
         equivalent=(found.equivalent, found.steps),
+        disturbed=other_work(machine_of([reference.price, other.price])),
         law=found.law,
     )
-    refusal = _refusal(protocol, reference, other, verdict)
+    refusal = _refusal(protocol, reference, other, verdict, found.unfit)
     headline = "" if refusal else _headline(protocol, reference, verdict)
     return Verdict(**{**vars(verdict), "headline": headline, "refusal": refusal})
 
 
-def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verdict) -> str:
+def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verdict, unfit: str) -> str:
     for side in (reference, other):
         runs = [run for runs in side.finals.values() for run in runs]
         lost = sum(run.diverged for run in runs)
@@ -124,8 +128,10 @@ def _refusal(protocol: Protocol, reference: Judged, other: Judged, verdict: Verd
         return "one seed says nothing of how much another would differ"
     point, interval = (0.0, verdict.difference)
     if protocol.judge == "fit":
+        if unfit:
+            return f"a + b·T^−β is no curve through {reference.name}'s losses ({unfit}): {_MEND}"
         if math.isnan(verdict.steps.value):
-            return f"{reference.name}'s losses do not fall with the steps as a power law does"
+            return f"{reference.name}'s losses do not fall with the steps: {_MEND}"
         if verdict.bound:
             return _bound_refusal(protocol, reference, other, verdict)
         point, interval = 1.0, verdict.steps
@@ -159,7 +165,8 @@ def _headline(protocol: Protocol, reference: Judged, verdict: Verdict) -> str:
         word = "less" if verdict.bound == "below" else "more"
         return f"{name} needs {word} than {verdict.steps.value:.2f} of the steps of {than} to the same loss"
     ratio = verdict.steps
-    cost = [f"{one.value:.2f} of its {what}" for what, one in (("operations", verdict.flops), ("time", verdict.seconds))
+    time = f"time{f' ({verdict.disturbed})' if verdict.disturbed else ''}"
+    cost = [f"{one.value:.2f} of its {what}" for what, one in (("operations", verdict.flops), (time, verdict.seconds))
             if one.excludes(1.0)]  # fmt: skip
     return (
         f"{name} needs {ratio.value:.2f} of the steps of {than} to the same loss ({spread}: {ratio.low:.2f} to "

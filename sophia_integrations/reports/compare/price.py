@@ -12,9 +12,10 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...recipes.running.events import read_metrics
@@ -29,6 +30,8 @@ from .short_run import ShortRun
 
 TURNS = 5
 """That are timed, each as long as a Hessian interval; one before them warms up, in one after them operations count."""
+_QUIET = 0.5
+"""Load above the threads of a training that nothing but the comparison itself makes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Price:
         pass_flops: of these, what Hessian passes took.
         state_bytes: of the optimizer's state, for each trained parameter.
         together: whether the turns alternated with those of the others.
+        machine: `bench.timing.machine` just after the turns; empty where it was not recorded.
     """
 
     turns: tuple[float, ...]
@@ -54,6 +58,7 @@ class Price:
     pass_flops: float | None = None
     state_bytes: float | None = None
     together: bool = True
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> float:
@@ -72,6 +77,18 @@ class Price:
         return self.once + steps * self.step + (evaluations - 1) * self.evaluation
 
 
+def machine_of(prices: Iterable[Price | None]) -> dict[str, Any]:
+    """The machine on which they were measured, with the highest load; empty where none says."""
+    machines = [price.machine for price in prices if price is not None and price.machine]
+    return dict(max(machines, key=lambda one: one["load"] or 0.0, default={}))
+
+
+def other_work(machine: Mapping[str, Any]) -> str:
+    """``measured beside other work (load 1.9)``, where more ran than a training's threads; empty where not."""
+    load = machine.get("load")
+    return f"measured beside other work (load {load})" if load and load > machine["threads"] + _QUIET else ""
+
+
 def measure(sides: Sequence[Side], folder: Path, say: Callable[[str], object]) -> dict[str, Price]:
     """Measures all sides, or finds what was measured of the same ones before.
 
@@ -88,6 +105,7 @@ def measure(sides: Sequence[Side], folder: Path, say: Callable[[str], object]) -
     record = folder / f"measured-{digest([side.settings for side in sides])}.json"
     found = read_json(record).get("prices")
     if found is None:
+        say("A step of each optimizer is measured first.")
         place = folder / "measured"
         shutil.rmtree(place, ignore_errors=True)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from .dials import dials_of
 from .fit import Interval, crossing, mean_curve, mean_interval
 from .judge import Judged, Verdict
+from .price import machine_of
 from .protocol import Protocol
 from .run import Run
 from .tuning import Tuned
@@ -24,6 +25,7 @@ _UNITS = {
     "seconds_per_step": "wall-clock, without evaluations; median of turns side by side",
     "flops_per_step": "multiply-adds of matrix products, times two",
     "rate": "learning rate at its peak",
+    "load of machine": "processes that ran on average in the minute up to the end of the timed turns",
 }
 """Of what is not plain from its name in ``compare.json``."""
 
@@ -65,6 +67,11 @@ class Result:
     def crossing(self, side: Judged) -> float | None:
         """The step at which that first reaches the reference's final loss; None for never."""
         return crossing(*self.curve(side), self.final(self.reference).value)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """On which the steps were timed; empty where that was not recorded."""
+        return machine_of(side.price for side in self.judged)
 
     @property
     def versions(self) -> list[dict[str, str]]:
@@ -112,6 +119,7 @@ def to_json(result: Result) -> str:
         "sides": sides,
         "verdicts": [_verdict(verdict) for verdict in result.verdicts],
         "versions": result.versions,
+        "machine": result.machine,
         "units": _UNITS,
     }
     return json.dumps(_finite(whole), indent=1) + "\n"

@@ -47,6 +47,7 @@ class Runs:
 
     Attributes:
         executed: how many runs this object has executed.
+        stopped: the run that Ctrl-C has stopped, and where it goes on; empty before.
     """
 
     def __init__(
@@ -54,12 +55,19 @@ class Runs:
     ) -> None:
         self.folder, self.say, self.progress, self.time_limit = folder / "runs", say, progress, time_limit
         self.executed = 0
+        self.stopped = ""
 
     def find(self, settings: Settings) -> Run | None:
         """The run of this recipe, if it has ended."""
         for record in self.folder.glob(f"*-{digest(settings)}.json"):
             return read_run(record.with_suffix(""), str(read_json(record).get("why", "")))
         return None
+
+    def kept(self) -> str:
+        """What the folder keeps for a comparison that goes on, in sentences."""
+        ended = sum(not record.name.startswith("measured-") for record in self.folder.glob("*.json"))
+        kept = f"{ended} finished run{' is' if ended == 1 else 's are'} kept in {self.folder}." if ended else ""
+        return f"{kept or 'No run has ended yet.'}{self.stopped}"
 
     def get(self, settings: Settings, name: str) -> Run:
         """The run of this recipe, executed now unless it has ended before.
@@ -107,6 +115,8 @@ class Runs:
                     training.kill()
         except KeyboardInterrupt:
             training.stop()
+            goes_on = "from its checkpoint" if any(map(Path.exists, _checkpoints(place))) else "at its beginning"
+            self.stopped = f" The one that was stopped, {name}, goes on {goes_on}."
             raise
         finally:
             training.close()
@@ -130,8 +140,13 @@ class Runs:
 
 def _drop_weights(place: Path) -> None:
     """Nothing of a finished run is needed but its figures."""
-    for path in [*place.glob("checkpoint-*"), place / "checkpoints", place / "model"]:
+    for path in [*_checkpoints(place), place / "model"]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(place: Path) -> list[Path]:
+    """Where they are, of the Trainer or of Lightning."""
+    return [*place.glob("checkpoint-*"), place / "checkpoints"]
 
 
 def _safe(name: str) -> str:

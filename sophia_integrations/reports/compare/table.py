@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from ..bench.tables import machine_line
 from ..markdown import table
 from .dials import dials_of
 from .fit import Interval
 from .judge import Judged
+from .price import other_work
 from .result import DIALS, Result
 
 _NOTHING = "–"
@@ -48,8 +50,16 @@ def to_markdown(result: Result) -> str:
         + f" Rule and basis is what remains of a step beside the pass, less {reference}'s; clipped is the share of "
         "logged gradients that were longer than max_grad_norm; the state is the optimizer's, for each parameter."
     )
+    disturbed = other_work(result.machine)
+    if disturbed:
+        lines.append(
+            f"Time was {disturbed}, which slows one more than another: to measure it again when nothing else runs, "
+            "delete measured-*.json among the runs and repeat the command."
+        )
     if result.versions:
         lines += ["", f"Trained with {result.trained_with}."]
+    if result.machine:
+        lines.append(f"Timed on {machine_line(result.machine)}.")
     if len(result.versions) > 1:
         lines.append("Versions of packages changed between runs.")
     return "\n".join(lines) + "\n"
@@ -58,7 +68,7 @@ def to_markdown(result: Result) -> str:
 _READ = {
     "same": "Loss: validation, in nats, at the end of the whole schedule; all train the same number of steps.",
     "half": "Loss: validation, in nats, at the end of the whole schedule: half the steps against all of them.",
-    "fit": "Ratios are to the same loss, by a + b·T^−β through the reference's losses at its horizons.",
+    "fit": "Ratios are to the same loss, by a + b·T^−β, a ≥ 0, through the reference's losses at its horizons.",
 }
 
 _TIME = "Time is that of steps, without evaluations, which the optimizers took in turns, side by side."
