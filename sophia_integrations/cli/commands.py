@@ -255,7 +255,7 @@ def compare(
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Of the runs that count; none tunes.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; a run that takes longer has no loss.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many runs and how long, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many runs are left and how long.")] = False,
 ) -> int:
     """Train a recipe and the same with other optimizers, equally tuned, and say which needs fewer steps."""
     from ..reports.compare.comparison import compare
