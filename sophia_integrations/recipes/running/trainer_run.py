@@ -24,7 +24,7 @@ from ...text.prepare import Prepared
 from ...text.stream import Stream
 from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
-from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
+from .checkpoints import SAVING, Checkpoint, newest_whole
 from .model import build_model, require_sizes
 from .processes import Processes
 from .run_folder import RunFolder, replace_folder
@@ -140,7 +140,7 @@ def refused_optimizer() -> Iterator[None]:
 
 def _checkpoint(folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> Checkpoint | None:
     def find() -> str | None:
-        tidy(folder.path)
+        shutil.rmtree(folder.path / SAVING, ignore_errors=True)  # what a crash left in the middle of saving
         found = newest_whole(folder.path, say)
         if found is not None and not found.finished:
             processes.require_same_number(found.processes, folder.path)
