@@ -63,24 +63,18 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
 
     from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
-    from .model import build_model, require_sizes
-    from .summary import size_of
-    from .trainer_run import optimizer_name, refused_optimizer
-    from .training_data import load_data
+    from .trainer_run import describe, optimizer_name, refused_optimizer
+    from .training_data import load
 
     arguments = arguments_here(recipe)
-    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
-    tokenizer, data = load_data(recipe, arguments.seed, say)
-    say(data.describe())
-    model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)
+    tokenizer, data, model = load(recipe, arguments.seed, say, empty=True)
     with refused_optimizer():
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         kind(options.pop("params", None) or [p for p in model.parameters() if p.requires_grad], **options)
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)
-    optimizer = optimizer_name(arguments)
-    say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer}")
+    say(describe(model, arguments))
     rows, accumulated, per_epoch = arguments.train_batch_size, arguments.gradient_accumulation_steps, None
     if "train" in data.counts:
         batches = len(data.train) / (rows * nproc)  # type: ignore[arg-type]
@@ -90,7 +84,7 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
     if steps <= 0:
         steps = math.ceil(arguments.num_train_epochs * per_epoch)
     interval = None
-    if optimizer.startswith("sophia"):
+    if optimizer_name(arguments).startswith("sophia"):
         interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
     _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
 
