@@ -92,7 +92,7 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
 def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
     from ...lightning import TextDataModule
     from .batch_text import describe_batch, first_batch
-    from .lightning_run import describe, devices_of
+    from .lightning_run import describe, devices_of, optimizer_of
 
     cli = build_alone(settings, say)
     data, trainer = cli.datamodule, cli.trainer
@@ -107,9 +107,8 @@ def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc
     say(describe(cli, settings))
     per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 1) * per_epoch
-    optimizer = (settings["model"].get("init_args") or {}).get("optimizer") or settings.get("optimizer") or {}
-    sophia = "Sophia" in str(optimizer.get("class_path"))
-    interval = (optimizer.get("init_args") or {}).get("hessian_interval", 10) if sophia else None
+    optimizer, options = optimizer_of(settings)
+    interval = options.get("hessian_interval", 10) if "Sophia" in optimizer else None
     factors = (data.batch_size, trainer.accumulate_grad_batches, processes)
     _say_numbers(say, factors, prepared.tokens_per_row, steps, per_epoch, interval)
 
@@ -151,7 +150,7 @@ def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
 
     from ...lightning import TextDataModule
     from ...lightning.cli import quiet
-    from .lightning_run import build, in_folder
+    from .lightning_run import arguments_of, build, in_folder
 
     asked = settings["trainer"]
     trainer = {key: value for key, value in asked.items() if key not in ("devices", "num_nodes", "strategy")}
@@ -159,9 +158,8 @@ def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
         trainer["accelerator"] = "cpu"
         if str(trainer.get("precision", "")).startswith("16"):
             trainer["precision"] = "32-true"
-    model = (settings["model"].get("init_args") or {}) if isinstance(settings["model"], dict) else {}
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place, quiet():
-        with torch.device("meta") if model.get("config") else torch.device("cpu"):
+        with torch.device("meta") if arguments_of(settings["model"]).get("config") else torch.device("cpu"):
             cli = build(in_folder({**settings, "trainer": trainer}, RunFolder(Path(place))), [])
     if isinstance(cli.datamodule, TextDataModule):
         cli.datamodule.say = say
