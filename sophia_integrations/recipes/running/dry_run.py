@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -61,16 +62,16 @@ def arguments_here(recipe: Recipe) -> TrainingArguments:
 def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> None:
     from transformers import Trainer
 
-    from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
-    from .trainer_run import describe, optimizer_name, refused_optimizer
+    from .trainer_run import describe, refused_optimizer
     from .training_data import load
 
     arguments = arguments_here(recipe)
     tokenizer, data, model = load(recipe, arguments.seed, say, empty=True)
     with refused_optimizer():
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        kind(options.pop("params", None) or [p for p in model.parameters() if p.requires_grad], **options)
+        parameters = options.pop("params", None) or [p for p in model.parameters() if p.requires_grad]
+        optimizer = kind(parameters, **options)
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)
@@ -83,14 +84,12 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
     steps = arguments.max_steps
     if steps <= 0:
         steps = math.ceil(arguments.num_train_epochs * per_epoch)
-    interval = None
-    if optimizer_name(arguments).startswith("sophia"):
-        interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
+    interval = optimizer.defaults.get("hessian_interval")
     _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
 
 
 def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
-    from ...lightning import TextDataModule
+    from ...lightning import SophiaG, TextDataModule
     from .batch_text import describe_batch, first_batch
     from .lightning_run import describe, devices_of, optimizer_of
 
@@ -108,7 +107,8 @@ def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc
     per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 1) * per_epoch
     optimizer, options = optimizer_of(settings)
-    interval = options.get("hessian_interval", 10) if "Sophia" in optimizer else None
+    default = inspect.signature(SophiaG).parameters["hessian_interval"].default
+    interval = options.get("hessian_interval", default) if "Sophia" in optimizer else None
     factors = (data.batch_size, trainer.accumulate_grad_batches, processes)
     _say_numbers(say, factors, prepared.tokens_per_row, steps, per_epoch, interval)
 
