@@ -67,11 +67,6 @@ def find(wanted: str | os.PathLike[str]) -> Path:
             return known[same[0]]
         if same:
             raise UserError(f"{text}: several recipes have this name: {', '.join(same)}; give the whole name")
-        if path.is_dir():
-            inside = ", ".join(str(item) for item in sorted(path.rglob("*.yaml"))[:5])
-            raise UserError(
-                f"{text}: this is a folder, a recipe is a YAML file" + (f"; it holds {inside}" * bool(inside))
-            )
         if path.exists():
             return path
         nearby = [str(item) for folder in (path.parent, Path()) for item in folder.glob("*.yaml")]
@@ -93,9 +88,7 @@ def listing() -> str:
 
 
 def copy(wanted: str | os.PathLike[str], dest: str | os.PathLike[str] = ".") -> list[Path]:
-    """Copies a recipe, and the base that it names to the same place beside it; returns the files written.
-
-    A base outside the recipe's folder comes to lie in the copy's, which then names it there.
+    """Copies a recipe, and the base that it names beside it; returns the files written.
 
     Args:
         wanted: as for `find`.
@@ -112,11 +105,8 @@ def copy(wanted: str | os.PathLike[str], dest: str | os.PathLike[str] = ".") -> 
     base = value.get(BASE) if isinstance(value, dict) else None
     files: dict[Path, str] = {}
     if isinstance(base, str):
-        content = (source.parent / base).read_text(encoding="utf-8-sig")
-        if ".." in Path(base).parts or Path(base).is_absolute():
-            base = Path(base).name
-            text = re.sub(rf"(?m)^{BASE}:.*$", f"{BASE}: {base}", text, count=1)
-        beside = target.parent / base
+        content, beside = (source.parent / base).read_text(encoding="utf-8-sig"), target.with_name(Path(base).name)
+        text = re.sub(rf"(?m)^{BASE}:.*$", f"{BASE}: {beside.name}", text, count=1)
         if beside == target:
             raise UserError(f"{target} is the name of the recipe's base; choose another: sophia cp {wanted} DEST")
         if not beside.is_file() or beside.read_text(encoding="utf-8-sig") != content:

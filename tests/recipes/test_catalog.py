@@ -49,13 +49,16 @@ def test_the_last_part_of_a_name_is_enough_where_no_other_ends_so(monkeypatch: p
         ("hf/pretrain-gpt2-stdlb", r"there is no such recipe; the nearest one is hf/pretrain-gpt2-stdlib \(sophia ls"),
         ("a\0b", "there is no such recipe"),
         ("x" * 300, "File name too long"),
-        (".", r"^\.: this is a folder, a recipe is a YAML file; it holds own\.yaml$"),
     ],
 )
 def test_what_is_no_recipe(wanted: str, message: str) -> None:
-    Path("own.yaml").write_text("a: 1\n")
     with pytest.raises(UserError, match=message):
         catalog.find(wanted)
+
+
+def test_a_folder_is_no_recipe() -> None:
+    with pytest.raises(UserError, match=r"^\.: cannot be read: Is a directory$"):
+        read(".")
 
 
 def test_ls_says_what_each_recipe_is_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,18 +92,18 @@ def test_cp_copies_a_recipe_with_its_base_and_never_overwrites(capsys: pytest.Ca
     assert Path("pretrain-gpt2-stdlib.yaml").is_file()
 
 
-def test_cp_keeps_a_recipe_beside_its_base() -> None:
+def test_cp_lays_the_base_beside_the_recipe() -> None:
     Path("from/under").mkdir(parents=True)
     Path("from/under/base.yaml").write_text(STDLIB.read_text(encoding="utf-8"))
     Path("from/own.yaml").write_text("base: under/base.yaml  # what it is laid over\nsample: null\n")
     Path("to").mkdir()
-    assert catalog.copy("from/own.yaml", "to") == [Path("to/own.yaml"), Path("to/under/base.yaml")]
+    assert catalog.copy("from/own.yaml", "to") == [Path("to/own.yaml"), Path("to/base.yaml")]
     copied = read("to/own.yaml").settings
     assert copied["task"] == "pretrain" and "sample" not in copied
     assert catalog.copy("from/own.yaml", "to/other.yaml") == [Path("to/other.yaml")]
 
 
-def test_cp_brings_a_base_from_outside_into_the_folder() -> None:
+def test_a_recipe_does_not_take_the_name_of_its_base() -> None:
     Path("to").mkdir()
     written = catalog.copy("compare/gpt2-5m", "to/mine.yaml")
     assert written == [Path("to/mine.yaml"), Path("to/pretrain-gpt2-stdlib.yaml")]
@@ -113,9 +116,8 @@ def test_a_base_of_the_same_name_is_not_overwritten() -> None:
     Path("from/under").mkdir(parents=True)
     Path("from/under/base.yaml").write_text("framework: hf\n")
     Path("from/own.yaml").write_text("base: under/base.yaml\n")
-    Path("under").mkdir()
-    Path("under/base.yaml").write_text("something else\n")
-    with pytest.raises(UserError, match=r"^under/base\.yaml is already there"):
+    Path("base.yaml").write_text("something else\n")
+    with pytest.raises(UserError, match=r"^base\.yaml is already there"):
         catalog.copy("from/own.yaml")
     assert not Path("own.yaml").exists()
 

@@ -20,7 +20,7 @@ import pytest
 from support import run_worker
 
 from sophia_integrations.errors import UserError
-from sophia_integrations.recipes.running.checkpoints import newest_whole
+from sophia_integrations.recipes.running.checkpoints import newest_whole, saved_checkpoints
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
@@ -44,6 +44,21 @@ def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint under its own name."""
     found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
     return sorted(int(match[1]) for match in found if match)
+
+
+def test_checkpoints_are_told_by_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "run-7"
+    for name in (
+        "checkpoint-10",
+        "checkpoint-9",
+        "checkpoint-best",
+        "broken-checkpoint-3",
+        "checkpoint-",
+        "x-checkpoint-4",
+    ):
+        (folder / name).mkdir(parents=True)
+    assert saved_checkpoints(folder) == [(9, folder / "checkpoint-9"), (10, folder / "checkpoint-10")]
+    assert saved_checkpoints(tmp_path / "nothing here") == []
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])

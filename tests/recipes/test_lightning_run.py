@@ -268,7 +268,6 @@ def test_changed_text_is_refused(copy: Path, config: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("ckpt_path=some.ckpt", "^ckpt_path: leave it out: a run goes on from its own last whole checkpoint"),
         (
             "trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: x}}]",
             "leave dirpath out of ModelCheckpoint",

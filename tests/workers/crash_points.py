@@ -6,6 +6,7 @@ others, what was left.
 
 import json
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 from support import make_trainer, tiny_model, token_rows
 from transformers import TrainerCallback
 
-from sophia_integrations.recipes.running.checkpoints import SAVING, newest_whole, tidy
+from sophia_integrations.recipes.running.checkpoints import SAVING, newest_whole
 from sophia_integrations.recipes.running.processes import Processes
 from sophia_integrations.recipes.running.run_folder import RunFolder
 from sophia_integrations.recipes.running.run_log import RunLog
@@ -75,7 +76,7 @@ while True:
     _, status = os.waitpid(child, 0)
     saved = [int(line) for line in Path(f"{folder}.saved").read_text().split()]
     said = []
-    tidy(folder)
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
     newest = newest_whole(folder, said.append)
     left = sorted(path.name for path in folder.iterdir() if "metrics" not in path.name)
     found.append({"saved": saved, "newest": newest.step if newest else 0, "said": said, "left": left})

@@ -190,6 +190,7 @@ def _lightning() -> Schema:
             },
             **{key: {"anyOf": [{"$ref": f"#/$defs/{key}"}, {"type": "null"}]} for key in list(CLASSES)[:4]},
             **{name: {} for name in fit if name not in given},
+            "ckpt_path": {"not": {"type": "string"}, "description": NOT_HERE["resume_from_checkpoint"]},
         },
         "additionalProperties": False,
         "allOf": [_complete("model")],

@@ -21,9 +21,6 @@ from .schema import Recipe
 from .schema_cache import document
 from .yaml_text import Location, Parsed, parse_file
 
-_ONLY_LIGHTNING = ("trainer", "seed_everything", "lr_scheduler", "ckpt_path")
-_CLASS = {"class_path", "init_args", "dict_kwargs"}
-
 
 @dataclass(frozen=True)
 class CheckedRecipe:
@@ -74,13 +71,10 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Checked
 
 
 def is_lightning(raw: dict[str, Any]) -> bool:
-    """Whether a recipe is meant as a LightningCLI config: it says so, or it has the keys and shapes of one."""
+    """Whether a recipe is meant as a LightningCLI config: it says so, or it has a ``trainer`` or no ``training``."""
     if raw.get("framework") in ("hf", "lightning"):
         return raw["framework"] == "lightning"
-    if any(key in raw for key in _ONLY_LIGHTNING):
-        return True
-    sections = [raw.get("model"), raw.get("data")]
-    return any(isinstance(section, dict) and _CLASS & section.keys() for section in sections)
+    return "trainer" in raw or "training" not in raw
 
 
 def _parse(path: Path) -> Parsed:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE = "⟦", "⟧"
 NEW_LINE = "⏎"
-_SHOWN = 160  # tokens of a row
+_SHOWN = 600  # characters of a row
 
 
 def first_batch(data: Prepared, rows: int, seed: int) -> dict[str, Tensor]:
@@ -64,22 +64,20 @@ def _row(batch: dict[str, Tensor], number: int, tokenizer: Any, labels: list[str
         text = f"{OPEN}{_text(tokenizer, ids)}{CLOSE} → {_text(tokenizer, target[target != IGNORED])}"
     else:
         text = _marked(tokenizer, ids, target[kept] == IGNORED)
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN]} … ({len(text) - _SHOWN:,} characters more)"
     return text + (f"  (+ {padding} of padding)" if padding else "")
 
 
 def _marked(tokenizer: Any, ids: Tensor, silent: Tensor) -> str:
     text = ""
-    pairs = zip(ids[:_SHOWN].tolist(), silent[:_SHOWN].tolist(), strict=True)
+    pairs = zip(ids.tolist(), silent.tolist(), strict=True)
     for is_silent, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
         part = _text(tokenizer, [token for token, _ in group])
         text += f"{OPEN}{part}{CLOSE}" if is_silent else part
-    return text + _more(len(ids))
+    return text
 
 
 def _text(tokenizer: Any, ids: Any) -> str:
-    """The text of the first tokens, on one line."""
-    return tokenizer.decode(ids[:_SHOWN], skip_special_tokens=False).replace("\n", NEW_LINE) + _more(len(ids))
-
-
-def _more(tokens: int) -> str:
-    return f" … ({tokens - _SHOWN:,} tokens more)" if tokens > _SHOWN else ""
+    """The text of tokens, on one line."""
+    return tokenizer.decode(ids, skip_special_tokens=False).replace("\n", NEW_LINE)

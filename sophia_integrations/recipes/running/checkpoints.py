@@ -21,7 +21,6 @@ COUNTS = "counts.json"
 """What `RecipeTrainer` has counted, in a checkpoint."""
 
 _STATE = "trainer_state.json"
-_DROPPED = ".dropped-"
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,19 @@ class Checkpoint:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def saved_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a Trainer in `folder`, whole or not, each with its step, the newest last."""
+    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
 def newest_whole(folder: Path, say: Callable[[str], object]) -> Checkpoint | None:
     """The newest checkpoint of `folder` that can be read whole, or None.
 
     Newer ones that cannot are reported through `say` and renamed to ``broken-checkpoint-N``, so that a later
     checkpoint of the same step is written into an empty folder; none is deleted.
     """
-    for step, path in sorted(_checkpoints(folder), reverse=True):
+    for step, path in reversed(saved_checkpoints(folder)):
         with put_aside_if_broken(path, folder / f"broken-{path.name}", say):
             _read(path, step)
             return Checkpoint.at(path)
@@ -106,55 +111,28 @@ def _read(path: Path, step: int) -> None:
 def put_in_place(new: Path, folder: Path) -> None:
     """Gives the checkpoint `new`, written elsewhere on the same disk, its place in `folder`, once the disk holds it."""
     if not (folder / new.name).exists():  # or it has been saved at this very step
-        _flush(new)
+        _flush(*new.rglob("*"), new)
         new.rename(folder / new.name)
-        _flush_folder(folder)
+        _flush(folder)
 
 
 def drop_oldest(folder: Path, keep: int | None, best: str | None = None) -> None:
     """Deletes the oldest checkpoints of `folder` until `keep` are left; the newest and the `best` stay."""
     if not keep or keep < 1:
         return
-    found = sorted(_checkpoints(folder))
+    found = saved_checkpoints(folder)
     surplus = [path for _, path in found[:-1] if best is None or path.name != Path(best).name]
     for path in surplus[: max(0, len(found) - keep)]:
-        _drop(path)
-
-
-def tidy(folder: Path) -> None:
-    """Takes away what a crash left in the middle of saving or dropping one."""
-    for path in [folder / SAVING, *folder.glob(f"{_DROPPED}*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
-    return [(int(match[1]), path) for match, path in matches if match]
-
-
-def _drop(path: Path) -> None:
-    """Renamed first: a checkpoint under its own name is always whole."""
-    gone = path.with_name(f"{_DROPPED}{path.name}")
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Makes the disk hold all of `folder` before its name does."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _flush_folder(path)
-
-
-def _flush_folder(folder: Path) -> None:
+def _flush(*paths: Path) -> None:
+    """Makes the disk hold files and folders now, before anything else is told of them."""
     if os.name == "nt":  # Windows cannot open a folder
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

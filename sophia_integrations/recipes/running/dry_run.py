@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -61,26 +62,20 @@ def arguments_here(recipe: Recipe) -> TrainingArguments:
 def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> None:
     from transformers import Trainer
 
-    from ...hf import parse_optim_args
     from .batch_text import describe_batch, first_batch
-    from .model import build_model, require_sizes
-    from .summary import size_of
-    from .trainer_run import optimizer_name, refused_optimizer
-    from .training_data import load_data
+    from .trainer_run import describe, refused_optimizer
+    from .training_data import load
 
     arguments = arguments_here(recipe)
-    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
-    tokenizer, data = load_data(recipe, arguments.seed, say)
-    say(data.describe())
-    model = build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed, empty=True)
+    tokenizer, data, model = load(recipe, arguments.seed, say, empty=True)
     with refused_optimizer():
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        kind(options.pop("params", None) or [p for p in model.parameters() if p.requires_grad], **options)
+        parameters = options.pop("params", None) or [p for p in model.parameters() if p.requires_grad]
+        optimizer = kind(parameters, **options)
     batch = first_batch(data, arguments.train_batch_size, arguments.seed)
     for line in describe_batch(batch, tokenizer, data.labels, answers=recipe.task == "seq2seq"):
         say(line)
-    optimizer = optimizer_name(arguments)
-    say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer}")
+    say(describe(model, arguments))
     rows, accumulated, per_epoch = arguments.train_batch_size, arguments.gradient_accumulation_steps, None
     if "train" in data.counts:
         batches = len(data.train) / (rows * nproc)  # type: ignore[arg-type]
@@ -89,16 +84,14 @@ def _say_trainer(recipe: Recipe, say: Callable[[str], object], nproc: int) -> No
     steps = arguments.max_steps
     if steps <= 0:
         steps = math.ceil(arguments.num_train_epochs * per_epoch)
-    interval = None
-    if optimizer.startswith("sophia"):
-        interval = int(parse_optim_args(arguments.optim_args).get("hessian_interval", 10))
+    interval = optimizer.defaults.get("hessian_interval")
     _say_numbers(say, (rows, accumulated, nproc), data.tokens_per_row, steps, per_epoch, interval)
 
 
 def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc: int) -> None:
-    from ...lightning import TextDataModule
+    from ...lightning import SophiaG, TextDataModule
     from .batch_text import describe_batch, first_batch
-    from .lightning_run import describe, devices_of
+    from .lightning_run import describe, devices_of, optimizer_of
 
     cli = build_alone(settings, say)
     data, trainer = cli.datamodule, cli.trainer
@@ -113,9 +106,9 @@ def _say_lightning(settings: dict[str, Any], say: Callable[[str], object], nproc
     say(describe(cli, settings))
     per_epoch = max(1, len(prepared.train) // (data.batch_size * processes) // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 1) * per_epoch
-    optimizer = (settings["model"].get("init_args") or {}).get("optimizer") or settings.get("optimizer") or {}
-    sophia = "Sophia" in str(optimizer.get("class_path"))
-    interval = (optimizer.get("init_args") or {}).get("hessian_interval", 10) if sophia else None
+    optimizer, options = optimizer_of(settings)
+    default = inspect.signature(SophiaG).parameters["hessian_interval"].default
+    interval = options.get("hessian_interval", default) if "Sophia" in optimizer else None
     factors = (data.batch_size, trainer.accumulate_grad_batches, processes)
     _say_numbers(say, factors, prepared.tokens_per_row, steps, per_epoch, interval)
 
@@ -157,7 +150,7 @@ def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
 
     from ...lightning import TextDataModule
     from ...lightning.cli import quiet
-    from .lightning_run import build, in_folder
+    from .lightning_run import arguments_of, build, in_folder
 
     asked = settings["trainer"]
     trainer = {key: value for key, value in asked.items() if key not in ("devices", "num_nodes", "strategy")}
@@ -165,9 +158,8 @@ def build_alone(settings: dict[str, Any], say: Callable[[str], object]) -> Any:
         trainer["accelerator"] = "cpu"
         if str(trainer.get("precision", "")).startswith("16"):
             trainer["precision"] = "32-true"
-    model = (settings["model"].get("init_args") or {}) if isinstance(settings["model"], dict) else {}
     with tempfile.TemporaryDirectory(prefix="sophia-dry-run-") as place, quiet():
-        with torch.device("meta") if model.get("config") else torch.device("cpu"):
+        with torch.device("meta") if arguments_of(settings["model"]).get("config") else torch.device("cpu"):
             cli = build(in_folder({**settings, "trainer": trainer}, RunFolder(Path(place))), [])
     if isinstance(cli.datamodule, TextDataModule):
         cli.datamodule.say = say

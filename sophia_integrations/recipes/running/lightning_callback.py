@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ...errors import UserError
 from .run_folder import RunFolder
 from .run_log import RunLog, tokens_in
 from .signals import StopRequest
@@ -56,20 +57,14 @@ class RunFolderCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
-        for callback in trainer.checkpoint_callbacks:
-            if getattr(callback, "dirpath", "") is None:
-                callback.dirpath = os.path.realpath(self.folder.checkpoints)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes what a `ModelCheckpoint` remembers name the files of this folder, which may have been moved."""
-        here = os.path.realpath(self.folder.checkpoints)
-        for state in (checkpoint.get("callbacks") or {}).values():
-            if isinstance(state, dict) and {"dirpath", "best_k_models"} <= state.keys():
-                before, state["dirpath"] = state["dirpath"], here
-                best = state["best_k_models"].items()
-                state["best_k_models"] = {path.replace(before, here, 1): score for path, score in best}
-                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[name] = state[name].replace(before, here, 1)
+        here = str(self.folder.checkpoints)
+        for callback in (item for item in trainer.checkpoint_callbacks if isinstance(item, ModelCheckpoint)):
+            if callback.dirpath not in (None, here):
+                raise UserError(
+                    "trainer.callbacks: leave dirpath out of ModelCheckpoint: checkpoints are kept in the run folder, "
+                    "and a run goes on from them"
+                )
+            callback.dirpath = here
 
     def state_dict(self) -> dict[str, Any]:
         loss = float(self._reduced(self._loss, "mean"))

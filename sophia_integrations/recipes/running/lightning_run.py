@@ -116,10 +116,20 @@ def build(config: dict[str, Any], callbacks: list[Any]) -> SophiaCLI:
 
 def describe(cli: SophiaCLI, config: dict[str, Any]) -> str:
     """The line about the model and its optimizer."""
-    model = config["model"].get("init_args") if isinstance(config["model"], dict) else None
-    named = config.get("optimizer") or (model or {}).get("optimizer") or ""
-    optimizer = str(named.get("class_path", "") if isinstance(named, dict) else named).rpartition(".")[2]
-    return f"model: {_model_name(cli.model)}, {size_of(cli.model)}" + (f", optimizer {optimizer}" if optimizer else "")
+    name, _ = optimizer_of(config)
+    return f"model: {_model_name(cli.model)}, {size_of(cli.model)}" + (f", optimizer {name}" if name else "")
+
+
+def optimizer_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of the optimizer that a config asks for; empty where the module makes its own."""
+    spec = config.get("optimizer") or arguments_of(config["model"]).get("optimizer") or ""
+    path = spec.get("class_path", "") if isinstance(spec, dict) else spec
+    return str(path).rpartition(".")[2], arguments_of(spec)
+
+
+def arguments_of(spec: Any) -> dict[str, Any]:
+    """What a config gives a class that it asks for; nothing where it only names it."""
+    return (spec.get("init_args") or {}) if isinstance(spec, dict) else {}
 
 
 def newest_checkpoint(folder: Path, processes: Processes, say: Callable[[str], object]) -> tuple[str, int] | None:

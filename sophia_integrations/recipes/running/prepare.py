@@ -39,14 +39,9 @@ def prepare(file: str | os.PathLike[str], overrides: Sequence[str], say: Callabl
 
 
 def _prepare(recipe: Recipe, say: Callable[[str], object]) -> None:
-    from .model import build_model, require_sizes
-    from .training_data import load_data
+    from .training_data import load
 
-    seed = arguments_here(recipe).seed
-    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
-    tokenizer, data = load_data(recipe, seed, say)
-    say(data.describe())
-    build_model(recipe.model, recipe.task, tokenizer, data, seed, empty=recipe.model.pretrained is None)
+    _, data, _ = load(recipe, arguments_here(recipe).seed, say, empty=recipe.model.pretrained is None)
     hub = recipe.data.hub
     if "train" not in data.counts and hub is not None and not Path(hub.path).is_dir():
         raise UserError(

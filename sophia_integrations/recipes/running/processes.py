@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 T = TypeVar("T")
-_ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILED = "failed"
 _LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Connection refused")
 _PATIENCE = timedelta(days=7)  # a step, or an evaluation, may take long
@@ -54,8 +53,7 @@ class Processes:
         key = f"turn-{self._turns}"
         self._turns += 1
         if self.main:
-            with _alone():
-                value = work()
+            value = work()
             self._store.set(key, json.dumps(value))
             return value
         while not self._store.check([key]):
@@ -71,8 +69,7 @@ class Processes:
             self.first(lambda: done.append(work()))
             return done[0]
         self.first(lambda: None)
-        with _alone():
-            return work()
+        return work()
 
     def agree(self, number: int = 0) -> int:
         """The largest `number` of all processes; each must call it at the same point, and waits there for the others.
@@ -149,13 +146,3 @@ def _connect(rank: int, count: int) -> Any:
             "with torchrun or accelerate launch"
         ) from None
     return PrefixStore("sophia", store)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Hides the other processes from libraries that would wait for them."""
-    hidden = {name: os.environ.pop(name) for name in _ENVIRONMENT if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

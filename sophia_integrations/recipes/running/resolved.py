@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
 from ...text.files import absolute_globs
 from ..reading.loader import CheckedRecipe
 from ..reading.schema import Recipe
@@ -42,11 +41,7 @@ class Resolved:
 
 
 def resolve(checked: CheckedRecipe) -> Resolved:
-    """The recipe as it is run.
-
-    Raises:
-        UserError: a LightningCLI config says where checkpoints are or where to go on, which a run folder settles.
-    """
+    """The recipe as it is run."""
     if checked.recipe is None:
         run_dir = (checked.settings.get("trainer") or {}).get("default_root_dir")
         return Resolved(checked.file, run_dir, _lightning_settings(checked.settings))
@@ -76,16 +71,7 @@ def _lightning_settings(config: dict[str, Any]) -> dict[str, Any]:
     settings = copy.deepcopy(config)
     trainer = settings["trainer"] = settings.get("trainer") or {}
     trainer.pop("default_root_dir", None)
-    if settings.pop("ckpt_path", None) is not None:
-        raise UserError("ckpt_path: leave it out: a run goes on from its own last whole checkpoint by itself")
-    callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if isinstance(callback, dict) and str(callback.get("class_path")).endswith("ModelCheckpoint"):
-            if (callback.get("init_args") or {}).get("dirpath") is not None:
-                raise UserError(
-                    "trainer.callbacks: leave dirpath out of ModelCheckpoint: checkpoints are kept in the run folder, "
-                    "and a run goes on from them"
-                )
+    settings.pop("ckpt_path", None)
     if settings.get("seed_everything") in (None, True):
         settings["seed_everything"] = 0
     data = settings.get("data")

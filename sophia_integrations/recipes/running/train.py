@@ -64,13 +64,8 @@ def _train(recipe: Resolved, fresh: bool, processes: Processes, say: Callable[[s
     if not processes.main:
         _hush()
     folder = recipe.folder_at(Path(path))
-    with contextlib.ExitStack() as held:
-
-        def claim() -> None:
-            held.enter_context(folder.lock())
-            folder.claim(recipe.settings)
-
-        processes.first(claim)
+    with folder.lock() if processes.main else contextlib.nullcontext():
+        processes.first(lambda: folder.claim(recipe.settings))
         if not folder.recipe.is_file():
             raise UserError(
                 f"process {processes.rank} does not see the run folder {folder.path}; all processes need one folder: "

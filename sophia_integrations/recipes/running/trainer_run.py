@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,15 +23,14 @@ from ...text.prepare import Prepared
 from ...text.stream import Stream
 from ...text.tokenizer import padding
 from ..reading.schema import Recipe, Sample
-from .checkpoints import SAVING, Checkpoint, newest_whole, tidy
-from .model import build_model, require_sizes
+from .checkpoints import SAVING, Checkpoint, newest_whole
 from .processes import Processes
 from .run_folder import RunFolder, replace_folder
 from .run_log import RunLog
 from .signals import StopRequest
 from .summary import complete, evaluated_at, size_of
 from .trainer_callback import RecipeTrainer, RunFolderCallback
-from .training_data import load_data
+from .training_data import load
 
 
 def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[str], object]) -> int:
@@ -44,14 +42,10 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
         processes: all of them call this.
         say: receives the lines for the reader.
     """
-    require_devices(recipe.training, int(os.environ.get("LOCAL_WORLD_SIZE") or processes.count))
     checkpoint = _checkpoint(folder, processes, say)
     arguments = build_arguments(recipe.training, folder)
-    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
-    tokenizer, data = processes.in_turn(lambda: load_data(recipe, arguments.seed, say, folder))
-    say(data.describe())
-    model = processes.in_turn(lambda: build_model(recipe.model, recipe.task, tokenizer, data, arguments.seed))
-    say(f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer_name(arguments)}")
+    tokenizer, data, model = processes.in_turn(lambda: load(recipe, arguments.seed, say, folder))
+    say(describe(model, arguments))
     gpus = torch.cuda.device_count() if arguments.device.type == "cuda" else 0
     if processes.count == 1 and gpus > 1:
         say(f"This process trains on one of {gpus} GPUs; --nproc {gpus} uses them all.")
@@ -74,16 +68,6 @@ def run(folder: RunFolder, recipe: Recipe, processes: Processes, say: Callable[[
                 return stop.signal
         _finish(recipe, trainer, tokenizer, data, folder, processes, say)
     return 0
-
-
-def require_devices(training: dict[str, Any], processes: int) -> None:
-    """Raises `UserError` when `processes` of this machine would share its GPUs."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() and not training.get("use_cpu") else processes
-    if processes > gpus:
-        raise UserError(
-            f"{processes} processes need as many GPUs, and this machine has {gpus}: start {gpus}, or train on the CPU "
-            "with training.use_cpu=true"
-        )
 
 
 class OneGpuArguments(TrainingArguments):
@@ -129,6 +113,11 @@ def optimizer_name(arguments: TrainingArguments) -> str:
     return str(getattr(arguments.optim, "value", arguments.optim))
 
 
+def describe(model: PreTrainedModel, arguments: TrainingArguments) -> str:
+    """The line about the model and its optimizer."""
+    return f"model: {model.config.model_type}, {size_of(model)}, optimizer {optimizer_name(arguments)}"
+
+
 @contextlib.contextmanager
 def refused_optimizer() -> Iterator[None]:
     """Turns what an optimizer says of its arguments into a `UserError`."""
@@ -140,7 +129,7 @@ def refused_optimizer() -> Iterator[None]:
 
 def _checkpoint(folder: RunFolder, processes: Processes, say: Callable[[str], object]) -> Checkpoint | None:
     def find() -> str | None:
-        tidy(folder.path)
+        shutil.rmtree(folder.path / SAVING, ignore_errors=True)  # what a crash left in the middle of saving
         found = newest_whole(folder.path, say)
         if found is not None and not found.finished:
             processes.require_same_number(found.processes, folder.path)

@@ -1,4 +1,4 @@
-"""The data of a recipe: its source read and split, its tokenizer, and both splits as tokens."""
+"""The data of a recipe: its source read and split, its tokenizer, and both splits as tokens; and the model for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ...text.prepare import Prepared, prepare
 from ...text.source import Source, load_source
 from ...text.tokenizer import load_tokenizer, train_tokenizer
 from ..reading.schema import Recipe
+from .model import build_model, require_sizes
 from .run_folder import RunFolder, replace_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SOURCE = {
     "source", "files", "hub", "validation_files", "validation_fraction", "format", "columns", "streaming",
@@ -20,16 +21,32 @@ _SOURCE = {
 }  # fmt: skip
 
 
-def load_data(
-    recipe: Recipe, seed: int, say: Callable[[str], object], folder: RunFolder | None = None
-) -> tuple[PreTrainedTokenizerBase, Prepared]:
-    """The tokenizer and the data as tokens.
+def load(
+    recipe: Recipe, seed: int, say: Callable[[str], object], folder: RunFolder | None = None, *, empty: bool = False
+) -> tuple[PreTrainedTokenizerBase, Prepared, PreTrainedModel]:
+    """The tokenizer, the data as tokens, and the model, which is sized to both.
 
     The tokenizer is that of `folder` if it has one, and is stored there otherwise.
 
+    Args:
+        recipe: resolved.
+        seed: of the data's order and of new weights.
+        say: receives the lines for the reader.
+        folder: of the run; None without one.
+        empty: the model has shapes but no numbers.
+
     Raises:
-        UserError: the data cannot be read, or is not what the run in `folder` began with.
+        UserError: the data cannot be read, is not what the run in `folder` began with, or does not fit the model.
     """
+    require_sizes(recipe.model, recipe.task, recipe.data.block_size)
+    tokenizer, data = _load_data(recipe, seed, say, folder)
+    say(data.describe())
+    return tokenizer, data, build_model(recipe.model, recipe.task, tokenizer, data, seed, empty=empty)
+
+
+def _load_data(
+    recipe: Recipe, seed: int, say: Callable[[str], object], folder: RunFolder | None
+) -> tuple[PreTrainedTokenizerBase, Prepared]:
     source = load_source(**recipe.data.model_dump(include=_SOURCE), task=recipe.task, say=say)
     stored = folder is not None and folder.tokenizer.is_dir()
     if stored:
