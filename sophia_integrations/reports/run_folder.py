@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..recipes.running.checkpoints import saved_checkpoints
 from ..recipes.running.events import read_metrics
 from ..recipes.running.run_folder import is_held
 from .recipe_lines import RecipeLines
@@ -193,10 +194,8 @@ def _trainer_states(folder: Path) -> list[Path]:
     """The folder's own state, or those of its checkpoints, the newest last."""
     if (own := folder / "trainer_state.json").is_file():
         return [own]
-    saved = [
-        (re.fullmatch(r"checkpoint-(\d+)", p.parent.name), p) for p in folder.glob("checkpoint-*/trainer_state.json")
-    ]
-    return [path for _, path in sorted((int(step[1]), path) for step, path in saved if step)]
+    states = (path / "trainer_state.json" for _, path in saved_checkpoints(folder))
+    return [state for state in states if state.is_file()]
 
 
 def _stopped(state: Mapping[str, Any]) -> bool:
