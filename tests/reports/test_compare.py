@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from sophia_integrations.errors import UserError
 from sophia_integrations.recipes.running.events import read_metrics
-from sophia_integrations.reports.compare import price
+from sophia_integrations.reports.compare import comparison, price
 from sophia_integrations.reports.compare.comparison import compare
 from sophia_integrations.reports.compare.dials import dials_of
 from sophia_integrations.reports.compare.progress import Progress, in_words
@@ -223,6 +225,24 @@ def test_a_comparison_that_cannot_be_is_refused_before_anything_runs(hf_recipe: 
     with pytest.raises(UserError, match="there is no such recipe"):
         compare("nothing.yaml")
     assert not Path("runs").exists()
+
+
+def test_what_another_command_left_is_kept(hf_recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison._Comparison, "measure", lambda self: None)
+    monkeypatch.setattr(comparison._Comparison, "plan", lambda self: "")
+    stopped = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(comparison._Comparison, "result", stopped)
+    left = Path("runs") / f"compare-{Path(hf_recipe).stem}" / "same"
+    left.mkdir(parents=True)
+    ours = shlex.join(["sophia", "compare", hf_recipe, "--against", "adamw"])
+    for command, kept in ((ours, False), ("sophia compare other.yaml --against lion", True)):
+        (left / "compare.json").write_text(json.dumps({"command": command}))
+        said: list[str] = []
+        assert compare(hf_recipe, dry_run=True, say=said.append) == 0 and (left / "compare.json").exists()
+        assert compare(hf_recipe, say=said.append) == 130
+        assert (left.with_name("same-2") / "compare.json").exists() == kept
+        assert any(f"({command}) is now in {left}-2." in line for line in said) == kept
+    assert (left / "protocol.yaml").exists() and not (left / "compare.json").exists()
 
 
 def test_a_run_is_known_by_all_that_its_recipe_says() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ...recipes.running.run_folder import write_text
+from ...recipes.running.run_folder import free_name, write_text
 from ..places import Settings, is_lightning
 from .figure import draw
 from .judge import Judged, judge
@@ -38,7 +39,8 @@ def compare(
     """Compares a recipe with other optimizers, or goes on with a comparison that was stopped or killed.
 
     Everything is kept in ``runs/compare-RECIPE``, of Lightning ``runs/compare-RECIPE-lightning``: the runs, and for
-    each way of judging a folder with the table, the figure, ``compare.json`` and the protocol.
+    each way of judging a folder with the table, the figure, ``compare.json`` and the protocol. What another command
+    left in that folder is kept beside it.
 
     Args:
         recipe: a recipe.
@@ -61,10 +63,12 @@ def compare(
     sides = sides_of(recipe, against)
     lightning = "-lightning" if is_lightning(sides[0].settings) else ""
     folder = Path("runs") / f"compare-{Path(recipe).stem}{lightning}"
-    (folder / checked.judge).mkdir(parents=True, exist_ok=True)
-    write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))
-    progress = Progress(say)
     command = _command(recipe, against, protocol, budget, seeds)
+    progress = Progress(say)
+    if not dry_run:
+        _set_aside(folder / checked.judge, command, progress.say)
+        (folder / checked.judge).mkdir(parents=True, exist_ok=True)
+        write_text(folder / checked.judge / "protocol.yaml", to_yaml(checked))
     comparison = _Comparison(folder, sides, checked, progress, time_limit)
     try:
         comparison.measure()
@@ -142,6 +146,19 @@ class _Comparison:
             for share, every in finals(side, self.protocol, self.reference).items()
         }
         return Judged(side.name, runs, self.prices[side.name], tuned.at_edge)
+
+
+def _set_aside(folder: Path, command: str, say: Callable[[str], object]) -> None:
+    """Keeps what another command left in `folder` under a name beside it."""
+    result = folder / "compare.json"
+    if not result.is_file():
+        return
+    try:
+        earlier = json.loads(result.read_text(encoding="utf-8"))["command"]
+    except (ValueError, KeyError, TypeError):
+        earlier = "unknown"
+    if earlier != command:
+        say(f"What another command left there ({earlier}) is now in {folder.rename(free_name(folder))}.")
 
 
 def _report(folder: Path, result: Result, say: Callable[[str], object]) -> None:
