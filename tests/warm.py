@@ -23,7 +23,7 @@ from unittest import mock
 TESTS = Path(__file__).parent
 IMPORTS = [
     "datasets",
-    "peft.utils.transformers_weight_conversion",
+    "peft",
     "lightning.pytorch.loggers",
     "torch.distributed.algorithms.ddp_comm_hooks",
     "torch.distributed.checkpoint.state_dict",
@@ -123,6 +123,8 @@ def _begin(words, cwd, environment, files, new_session, limits):
     """The fork of the server becomes the process that was asked for."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+    missing = [name for name in IMPORTS if name not in sys.modules]
+    assert not missing, f"the server of warm processes could not import {missing}"
     subprocess_handler.Popen = _Rank
     os.chdir(cwd)
     for number, file in enumerate(files, start=1):
