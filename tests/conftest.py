@@ -1,5 +1,6 @@
 """No test asks the hub, or sees the state that accelerate keeps from the Trainer before it; a tiny corpus for text."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,16 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
 if os.environ.get("SOPHIA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # so does triton; kernels run on the CPU
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: no collection of garbage, of which accelerate asks for many, looks at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from warm import Process as WarmProcess
 
 import sophia_integrations  # noqa: F401  (makes optim="sophia" known)
 from sophia_integrations.curvature import Categorical
@@ -172,23 +173,28 @@ def as_an_older_version_wrote_it(saved):
     return {"state": states, "param_groups": [{**group, **counters} for group in saved["param_groups"]]}
 
 
-def run_worker(name, *arguments, processes=1, timeout=150, expect=0):
-    """Run tests/workers/NAME.py with a time limit, under torchrun when there are several processes."""
+def run_worker(name, *arguments, processes=1, warm=True, timeout=150, expect=0):
+    """Run tests/workers/NAME.py with a time limit, under torchrun when there are several processes.
+
+    They are forks of a process that has imported already (see `warm`), or new interpreters where `warm` is False.
+    """
     script = str(TESTS / "workers" / f"{name}.py")
-    command = [sys.executable, script]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *launcher, script]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    result = subprocess.run(
-        ["timeout", "-k", "5", str(timeout), *command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert expect is None or result.returncode == expect, result.stdout[-3000:] + result.stderr[-6000:]
-    return result
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = [*(launcher if processes > 1 else []), script, *map(str, arguments)]
+    if warm:
+        process = WarmProcess(words, cwd=os.getcwd(), env=environment)
+    else:
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, *words], text=True, env=environment, **pipes)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    assert expect is None or process.returncode == expect, out[-3000:] + err[-6000:]
+    return subprocess.CompletedProcess([name, *arguments], process.returncode, out, err)
 
 
 class Toy(torch.nn.Module):

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-STEPS = 24
+STEPS = 12
 
 
 def test_make_train(tmp_path):
     run = tmp_path / "run"
-    arguments = f"training.max_steps={STEPS} training.warmup_steps=4 training.logging_steps=4 run_dir={run}"
+    arguments = f"training.max_steps={STEPS} training.warmup_steps=2 training.logging_steps=2 run_dir={run}"
+    arguments += " data.validation_fraction=0.01"
     command = ["make", "train", f"VENV={os.path.relpath(sys.prefix, ROOT)}", f"ARGS={arguments}"]
     environment = {**os.environ, "SOPHIA_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(

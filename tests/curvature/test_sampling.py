@@ -22,7 +22,7 @@ def chi_square(counts, probabilities):
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize(("classes", "rows", "calls"), [(2, 20_000, 1), (7, 20_000, 3), (50_257, 1_000, 15)])
+@pytest.mark.parametrize(("classes", "rows", "calls"), [(2, 20_000, 1), (7, 20_000, 3), (50_257, 1_000, 5)])
 def test_distribution_matches_softmax(classes, rows, calls):
     torch.manual_seed(classes)
     row = torch.randn(classes) * 3

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Process as WarmProcess
 
 ROOT = Path(__file__).parents[2]
+Process = subprocess.Popen[str] | WarmProcess
 TIME_LIMIT = 120  # seconds for one subprocess, on a busy machine
 
 RECIPE = """\
@@ -62,9 +64,18 @@ class Sophia:
         self.cache = cache
 
     def start(
-        self, *arguments: object, cwd: Path, processes: int = 1, launcher: list[str] | None = None, **options: Any
-    ) -> subprocess.Popen[str]:
-        """Starts ``sophia arguments…`` in the folder `cwd`, under torchrun when there are several processes."""
+        self,
+        *arguments: object,
+        cwd: Path,
+        processes: int = 1,
+        launcher: list[str] | None = None,
+        warm: bool = True,
+        **options: Any,
+    ) -> Process:
+        """Starts ``sophia arguments…`` in the folder `cwd`, under torchrun when there are several processes.
+
+        Without `warm` it is a new interpreter; else a fork of one that has imported already.
+        """
         if launcher is None and processes > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         environment = {
@@ -73,12 +84,13 @@ class Sophia:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, *(launcher or []), "-m", "sophia_integrations", *map(str, arguments)]
-        return subprocess.Popen(
-            command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-        )
+        words = [*(launcher or []), "-m", "sophia_integrations", *map(str, arguments)]
+        if warm:
+            return WarmProcess(words, cwd=cwd, env=environment, **options)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen([sys.executable, *words], cwd=cwd, env=environment, text=True, **pipes)
 
-    def finish(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    def finish(self, process: Process) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a process that must end in time."""
         try:
             out, err = process.communicate(timeout=TIME_LIMIT)
@@ -88,7 +100,7 @@ class Sophia:
             raise
         return process.returncode, out, err
 
-    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    def wait_for(self, condition: Callable[[], bool], process: Process) -> None:
         """Waits until `condition` holds; fails when the process ends before."""
         until = time.monotonic() + TIME_LIMIT
         while not condition():

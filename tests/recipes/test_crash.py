@@ -63,7 +63,9 @@ def test_checkpoints_are_told_by_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_while_saving(kills: int, recipe: Path, sophia: Any, tmp_path: Path) -> None:
-    undisturbed = train(recipe, [*SAVING, "run_dir=undisturbed"], say=lambda line: None).folder
+    undisturbed = train(
+        recipe, [*SAVING, "training.save_strategy=no", "run_dir=undisturbed"], say=lambda line: None
+    ).folder
     folder, moments, newest = tmp_path / "runs" / "tiny", random.Random(kills), 0
     for _ in range(kills):
         process = sophia.start("train", recipe, *SAVING, cwd=tmp_path)
@@ -120,7 +122,7 @@ def test_sigterm_saves_then_ctrl_c_with_data_workers_saves_and_all_goes_on_exact
     whole = train(recipe, ["training.eval_strategy=no", "run_dir=whole"], say=lambda line: None).folder
     settings = ["training.eval_strategy=no", "training.dataloader_num_workers=0"]
 
-    def stop(at: int, send: Callable[[subprocess.Popen[str]], None], number: int, **options: Any) -> None:
+    def stop(at: int, send: Callable[[Any], None], number: int, **options: Any) -> None:
         process = sophia.start("train", recipe, *settings, cwd=tmp_path, **options)
         sophia.wait_for(lambda: (losses(folder) or [(0, 0.0)])[-1][0] >= at, process)
         send(process)
@@ -174,10 +176,6 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, bool]]:
         subprocess.run(["umount", str(disk)], check=True, timeout=20)
 
 
-def cut_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
-
-
 def test_a_disk_that_fills_up(recipe: Path, sophia: Any, small_disk: tuple[Path, bool], tmp_path: Path) -> None:
     disk, mounted = small_disk
     folder = disk / "run"
@@ -189,7 +187,7 @@ def test_a_disk_that_fills_up(recipe: Path, sophia: Any, small_disk: tuple[Path,
             while True:
                 file.write(bytes(1 << 16))
     else:  # files are cut off at a size, as on a full disk
-        process = sophia.start("train", recipe, *settings, cwd=tmp_path, preexec_fn=cut_files)
+        process = sophia.start("train", recipe, *settings, cwd=tmp_path, limits=[(resource.RLIMIT_FSIZE, 700_000)])
     code, _, err = sophia.finish(process)
     assert code == 2, err
     assert "Traceback" not in err

@@ -300,10 +300,8 @@ def test_what_cannot_run_is_one_sentence(config: Path, override: str, message: s
 def test_a_disk_that_fills_up_ends_in_one_sentence(config: Path, sophia: Any, tmp_path: Path) -> None:
     import resource
 
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
-
-    code, _, err = sophia.finish(sophia.start("train", config, cwd=tmp_path, preexec_fn=small_files))
+    limits = [(resource.RLIMIT_FSIZE, 70_000)]
+    code, _, err = sophia.finish(sophia.start("train", config, cwd=tmp_path, limits=limits))
     assert code == 2 and "Traceback" not in err, err
     assert err.strip().splitlines()[-1].endswith("it goes on from the last whole checkpoint")
 

@@ -11,7 +11,8 @@ FEW = ["training.max_steps=4", "training.eval_strategy=no", "sample=null"]
 
 
 def test_several_processes_train_one_run(recipe: Path, sophia: Any, tmp_path: Path) -> None:
-    code, out, err = sophia.finish(sophia.start("train", recipe, *FEW, "--nproc", 2, cwd=tmp_path))
+    process = sophia.start("train", recipe, *FEW, "--nproc", 2, cwd=tmp_path, warm=False)
+    code, out, err = sophia.finish(process)
     assert (code, err) == (0, "")
     assert out.count("Everything is in ") == 1
     assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["tokens"] == 4 * 2 * 4 * 32

@@ -37,7 +37,7 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
 def whole_run(recipe: Path, sophia: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An uninterrupted run through the real command line, and what it printed."""
     place = tmp_path_factory.mktemp("work place")
-    code, out, err = sophia.finish(sophia.start("train", recipe, cwd=place))
+    code, out, err = sophia.finish(sophia.start("train", recipe, cwd=place, warm=False))
     assert code == 0, err
     return place / "runs" / "tiny", out
 
