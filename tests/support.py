@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
-from warm import Process as WarmProcess
+from warm import start
 
 import sophia_integrations  # noqa: F401  (makes optim="sophia" known)
 from sophia_integrations.curvature import Categorical
@@ -182,17 +183,14 @@ def run_worker(name, *arguments, processes=1, warm=True, timeout=150, expect=0):
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    words = [*(launcher if processes > 1 else []), script, *map(str, arguments)]
-    if warm:
-        process = WarmProcess(words, cwd=os.getcwd(), env=environment)
-    else:
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        process = subprocess.Popen([sys.executable, *words], text=True, env=environment, **pipes)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
+    words = [*(launcher if processes > 1 else []), script, *arguments]
+    process = start(words, cwd=os.getcwd(), env=environment, warm=warm)
+    for limit, ending in ((timeout, signal.SIGTERM), (5, signal.SIGKILL), (None, None)):
+        try:  # asked to end first, so that torchrun ends its ranks
+            out, err = process.communicate(timeout=limit)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(ending)
     assert expect is None or process.returncode == expect, out[-3000:] + err[-6000:]
     return subprocess.CompletedProcess([name, *arguments], process.returncode, out, err)
 

@@ -112,6 +112,16 @@ class Process(_Process):
         return out, err
 
 
+def start(
+    words: Iterable[object], *, cwd: str | Path, env: Mapping[str, str], warm: bool = True, **options: object
+) -> Process | subprocess.Popen[str]:
+    """``python WORDS…``: a `Process`, with its `options`, or a new interpreter where `warm` is False."""
+    if warm:
+        return Process(words, cwd=cwd, env=env, **options)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=cwd, env=env, text=True, **pipes)
+
+
 class _Rank(_Process):
     """What torchrun's agent calls `Popen` for: ``python -u WORDS…`` with all that has been imported so far."""
 

@@ -32,7 +32,6 @@ _KINDS: dict[Callable[[Any], Any], str] = {
     int: "a whole number",
     _number_or_auto: 'a number, or "auto"',
     _flag: "true or false",
-    str: "a name",
     _name_or_none: "a name, or none",
 }
 

@@ -69,10 +69,10 @@ def average(rule: Rule, exp_avg: Tensor, grad: Tensor, usable: Tensor | None) ->
         m in the dtype of `grad`: before it is rounded, if it is stored in fewer bits.
     """
     m = exp_avg.to(grad.dtype)
-    old = m.clone() if usable is not None else None
-    m.lerp_(grad, 1 - rule.beta1)
-    if usable is not None:
-        m.copy_(torch.where(usable, m, old))
+    if usable is None:
+        m.lerp_(grad, 1 - rule.beta1)
+    else:
+        m.copy_(torch.where(usable, m.lerp(grad, 1 - rule.beta1), m))
     if m is not exp_avg:
         exp_avg.copy_(rounded_to_bfloat16(m, rule.seed))
     return m

@@ -18,14 +18,14 @@ MOMENTUM_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """Of `SophiaG`; None is the dtype of the rest of the state."""
 
 _WORD = 1 << 32
-_FACTORS = (0x85EBCA6B, 0xC2B2AE35)
-"""Of the last mixing of MurmurHash3, which is public domain."""
+_MIXING = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+"""Shifts and factors of the last mixing of MurmurHash3, which is public domain."""
 
 
 def momentum_seed(step: int) -> int:
     """32 bits for the rounding of a step."""
     x = (step * 0x9E3779B9 + 1) % _WORD
-    for factor, shift in zip(_FACTORS, (16, 13), strict=True):
+    for shift, factor in _MIXING:
         x = (x ^ (x >> shift)) * factor % _WORD
     return x ^ (x >> 16)
 
@@ -34,7 +34,7 @@ def rounded_to_bfloat16(m: Tensor, seed: int) -> Tensor:
     """`m`, float32 or wider, as bfloat16: one of its two neighbours, the nearer one more often."""
     bits = m.to(torch.float32).contiguous().view(torch.int32)
     x = bits ^ _signed(seed)
-    for factor, shift in zip(_FACTORS, (16, 13), strict=True):
+    for shift, factor in _MIXING:
         x.bitwise_xor_((x >> shift) & ((1 << (32 - shift)) - 1)).mul_(_signed(factor))
     x.bitwise_xor_(x >> 16).bitwise_and_(0xFFFF)
     return x.add_(bits).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)

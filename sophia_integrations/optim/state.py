@@ -46,12 +46,10 @@ def state_of(states: States, param: Tensor, group: Mapping[str, Any]) -> dict[st
 
 def restore(states: States, param: Tensor, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
     """Copy what a checkpoint has for `param`, in the dtypes of its group, and what has its shape in its layout."""
-    sophia = group["update"] == "sophia"
-    dtypes = {"exp_avg": momentum_dtype(param, group)} if sophia else {}
     for key, value in saved.items():
         if key == KEY or not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        dtype = dtypes.get(key, state_dtype(param) if sophia else param.dtype)
+        dtype = _dtype_of(key, param, group)
         if key == "step":
             states[param][key] = value.to(param.device, torch.float32, copy=True)
         elif value.shape == param.shape:
@@ -60,6 +58,13 @@ def restore(states: States, param: Tensor, saved: Mapping[str, Any], group: Mapp
             states[param][key] = value.to(param.device, dtype, copy=True)
     if saved:
         states[param][KEY] = place()
+
+
+def _dtype_of(key: str, param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Of a tensor with the name `key` in the state of `param`."""
+    if group["update"] != "sophia":
+        return param.dtype
+    return momentum_dtype(param, group) if key == "exp_avg" else state_dtype(param)
 
 
 def _zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:

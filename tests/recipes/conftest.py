@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from warm import Process as WarmProcess
+from warm import start
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.Popen[str] | WarmProcess
@@ -84,11 +84,8 @@ class Sophia:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        words = [*(launcher or []), "-m", "sophia_integrations", *map(str, arguments)]
-        if warm:
-            return WarmProcess(words, cwd=cwd, env=environment, **options)
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        return subprocess.Popen([sys.executable, *words], cwd=cwd, env=environment, text=True, **pipes)
+        words = [*(launcher or []), "-m", "sophia_integrations", *arguments]
+        return start(words, cwd=cwd, env=environment, warm=warm, **options)
 
     def finish(self, process: Process) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a process that must end in time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...recipes.running.run_folder import free_name, write_text
 from ..places import Settings, is_lightning
+from ..run_folder import read_json
 from .figure import draw
 from .judge import Judged, judge
 from .plan import finals, plan
@@ -154,8 +154,8 @@ def _set_aside(folder: Path, command: str, say: Callable[[str], object]) -> None
     if not result.is_file():
         return
     try:
-        earlier = json.loads(result.read_text(encoding="utf-8"))["command"]
-    except (ValueError, KeyError, TypeError):
+        earlier = read_json(result).get("command", "unknown")
+    except UserError:
         earlier = "unknown"
     if earlier != command:
         say(f"What another command left there ({earlier}) is now in {folder.rename(free_name(folder))}.")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...recipes.running.checkpoints import saved_checkpoints
 from ...recipes.running.events import read_metrics
 from ...recipes.running.run_folder import write_text
 from ..places import Settings
@@ -146,7 +147,7 @@ def _drop_weights(place: Path) -> None:
 
 def _checkpoints(place: Path) -> list[Path]:
     """Where they are, of the Trainer or of Lightning."""
-    return [*place.glob("checkpoint-*"), place / "checkpoints"]
+    return [*(path for _, path in saved_checkpoints(place)), place / "checkpoints"]
 
 
 def _safe(name: str) -> str:
