@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from support import run_worker
+from torch.distributed import HashStore
 
 from sophia_integrations.errors import UserError
+from sophia_integrations.recipes.running import processes
 from sophia_integrations.recipes.running.events import read_metrics
 from sophia_integrations.recipes.running.train import train
 
@@ -131,6 +133,26 @@ def test_a_mistake_is_said_once(recipe: Path, sophia: Any, tmp_path: Path) -> No
     assert code != 0
     assert err.count("training.optim, training.optim_args: ") == 1
     assert "exitcode  : 2" in err and "recipes/running" not in err  # torchrun's own report, no traceback of ours
+
+
+def test_who_has_nothing_to_say_ends_after_who_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun ends all as soon as one has ended."""
+    store, waited = HashStore(), []
+    monkeypatch.setattr(processes, "_connect", lambda rank, count: store)
+    monkeypatch.setattr(processes.time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="a mistake"), processes.Processes().speaking_once():
+        raise UserError("a mistake")
+    assert not waited
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), processes.Processes().speaking_once():
+        raise UserError("a mistake")
+    assert sum(waited) >= 2
+    waited.clear()
+    with pytest.raises(SystemExit):
+        processes.Processes().first(lambda: None)
+    assert sum(waited) >= 2
 
 
 def test_a_killed_process_ends_the_run(recipe: Path, sophia: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ...errors import UserError, one_line
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _FAILED = "failed"
 _LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Connection refused")
+_FAREWELL = 3  # seconds
 _PATIENCE = timedelta(days=7)  # a step, or an evaluation, may take long
 
 
@@ -58,7 +59,7 @@ class Processes:
             return value
         while not self._store.check([key]):
             if self._store.check([_FAILED]):
-                raise SystemExit(2)
+                _end_without_a_word()
             time.sleep(0.1)
         return json.loads(self._store.get(key))
 
@@ -110,7 +111,7 @@ class Processes:
             raise KeyboardInterrupt if self.main else SystemExit(130) from None
         except Exception as error:
             if self._first_to_fail() != self.rank:
-                raise SystemExit(2) from None
+                _end_without_a_word()
             if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
                 raise UserError(
                     "another process of this run has ended without a word (killed, or out of memory?); run the same "
@@ -133,6 +134,12 @@ class Processes:
             dist.destroy_process_group()
         self._group = None
         gc.collect()  # DDP, in a cycle, still holds the group, whose threads would abort an interpreter that exits
+
+
+def _end_without_a_word() -> NoReturn:
+    """Later than the process that speaks: a launcher ends all as soon as one has ended."""
+    time.sleep(_FAREWELL)
+    raise SystemExit(2) from None
 
 
 def _connect(rank: int, count: int) -> Any:
