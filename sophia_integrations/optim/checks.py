@@ -145,7 +145,7 @@ def warn_changed_hyperparameters(current: list[dict[str, Any]], saved: list[dict
 def refuse_sparse_gradients(groups: Groups) -> None:
     """Raise RuntimeError for a gradient that no rule can take, before anything has moved."""
     for group in groups:
-        if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+        if any((grad := p.grad) is not None and grad.layout != torch.strided for p in group["params"]):
             rule = "Sophia does" if group["update"] == "sophia" else "AdamW groups do"
             raise RuntimeError(
                 f"{rule} not support sparse gradients; use sparse=False in the embedding layer, or give it an "

@@ -95,24 +95,28 @@ def update_group(
     rule, counting = Rule.of(group, progress), shares is not None
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     rotated: list[tuple[Any, ...]] = []
-    for param in (p for p in group["params"] if p.grad is not None):
+    for param in group["params"]:
+        if (grad := param.grad) is None:
+            continue
         state = state_of(states, param, group)
-        tensors = (local(param), local(param.grad), local(state["exp_avg"]), local(state["hessian"]))
+        tensors = (local(param), local(grad), local(state["exp_avg"]), local(state["hessian"]))
         layout = basis_layout(param, group)
         if layout is None:
-            together[tensors[0].device, sharding_of(param)].append((*tensors, param))
+            together[param.device, sharding_of(param)].append((*tensors, param))
         else:
             rotated.append((*tensors, Basis(layout, state)))
     for members in batches([r[-1] for r in rotated], [r[0] for r in rotated], "basis"):
         some = [rotated[i] for i in members]
         counts = eigenbasis_update(*zip(*some, strict=True), rule, counting)
         yield counts[0]
-        _add(shares, some[0][0], counts, sum(theta.numel() for theta, *_ in some))
+        if shares is not None:
+            _add(shares, some[0][0], counts, [theta for theta, *_ in some])
     for members in together.values():
         *tensors, params = zip(*members, strict=True)
         counts = sophia_update(*tensors, rule, counting, fused)
         yield counts[0]
-        _add(shares, params[0], counts, sum(theta.numel() for theta in tensors[0]))
+        if shares is not None:
+            _add(shares, params[0], counts, tensors[0])
 
 
 def sophia_update(
@@ -143,13 +147,12 @@ def sophia_update(
         backend = fast if fast is not None and fast.takes(*tensors) else eager
         lists[backend, tensors[0].dtype].append(tensors)
     counts = [backend.update(*zip(*each, strict=True), rule, counting) for (backend, _), each in lists.items()]
-    return torch.stack(counts).sum(0)
+    return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
 
 
-def _add(shares: SumOverShards | None, param: Tensor, counts: Tensor, coordinates: int) -> None:
-    if shares is not None:
-        size = torch.full((1,), coordinates, device=counts.device)
-        shares.add(param, torch.cat([counts[1:], size]))
+def _add(shares: SumOverShards, param: Tensor, counts: Tensor, updated: Sequence[Tensor]) -> None:
+    size = torch.full((1,), sum(theta.numel() for theta in updated), device=counts.device)
+    shares.add(param, torch.cat([counts[1:], size]))
 
 
 def eigenbasis_update(

@@ -35,11 +35,14 @@ class NonFiniteGradients:
         """
         if self._warned:
             return
-        for device, count in self._counts.items():
-            if device not in self._asked and (wait or device.type == "cpu"):
-                self._asked[device] = Later(count)
+        count = 0
+        for device, so_far in self._counts.items():
+            if device.type == "cpu":
+                count += int(so_far)
+            elif wait and device not in self._asked:
+                self._asked[device] = Later(so_far)
         come = [device for device, later in self._asked.items() if later.has_come]
-        count = sum(int(self._asked.pop(device).read()) for device in come)
+        count += sum(int(self._asked.pop(device).read()) for device in come)
         if count > 0:
             self._warned = True
             self._asked.clear()

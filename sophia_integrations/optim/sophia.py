@@ -228,8 +228,7 @@ class SophiaG(Optimizer):
             RuntimeError: `hessian_interval` steps without any estimate, or 5 times as many without another one; a
                 gradient is sparse.
         """
-        with torch.enable_grad():
-            value = closure() if closure is not None else None
+        value = None if closure is None else torch.enable_grad()(closure)()
         with no_autocast(self.param_groups):
             self._advance()
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -71,6 +72,9 @@ def _zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
 
-def no_autocast(groups: Groups) -> torch.autocast:
+def no_autocast(groups: Groups) -> contextlib.AbstractContextManager:
     """Products in the state's own dtype, wherever the step is taken."""
-    return torch.autocast(groups[0]["params"][0].device.type, enabled=False)
+    device_type = groups[0]["params"][0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
