@@ -30,7 +30,8 @@ class UnitEstimator:
 
     Args:
         model: the module that the training loop calls with the batch.
-        fraction: share of the rows of the accumulation window used on each rank, in (0, 1].
+        fraction: share of the rows of the accumulation window used on each rank, in (0, 1]: of 24 rows a sixteenth is
+            one or two, in turns by chance. At least one row is used.
         units: units to form from them on each rank. With batch normalization in training mode a unit is always a
             whole micro-batch, and `fraction` a share of the micro-batches.
         seed: key of all that is drawn, with the optimizer step, the rank and the unit.

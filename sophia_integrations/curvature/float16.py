@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from .graph import nodes_of
 from .tap import MicroBatch
 
 LOSS_SCALES = (2.0**10, 2.0**5, 1.0, 2.0**-5, 2.0**-10)
@@ -55,13 +55,8 @@ def runs_in_float16(model: nn.Module, batch: MicroBatch, output: Any) -> bool:
     """
     if batch.autocast_dtype == torch.float16 or any(p.dtype == torch.float16 for p in model.parameters()):
         return True
-    nodes = deque(t.grad_fn for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None)
-    for _ in range(_NODES):
-        if not nodes:
-            return False
-        node = nodes.popleft()
+    for node in itertools.islice(nodes_of(output), _NODES):
         dtypes = [metadata.dtype for metadata in node._input_metadata]
         if torch.float16 in dtypes or torch.bfloat16 in dtypes:
             return torch.float16 in dtypes
-        nodes.extend(following for following, _ in node.next_functions if following is not None)
     return False

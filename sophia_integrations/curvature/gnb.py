@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..optim.checks import warn_caller
 from .engine import UnitEstimator
 from .float16 import at_fitting_scale, runs_in_float16
+from .graph import shows_all_weights
 from .reduction import DiagonalSum, world_size_of
 from .sampling import keyed_generator
 from .tap import MicroBatch
@@ -77,8 +78,9 @@ class GaussNewtonBartlett(UnitEstimator):
             # Without predictions there is no backward, unless other ranks may wait for this one's gradients.
             if total.sharded or (counts and not known_to_be_zero(predictions)):
                 early = scale is None and self._squares_on_arrival and not total.sharded
+                wanted = None if total.sharded or not shows_all_weights(loss) else total.trainable
                 with total.squared_on_arrival() if early else contextlib.nullcontext():
-                    loss.backward(torch.full_like(loss, (scale or 1.0) if counts else 0.0))
+                    loss.backward(torch.full_like(loss, (scale or 1.0) if counts else 0.0), inputs=wanted)
             return predictions, scale or 1.0
 
         predictions, scale = at_fitting_scale(

@@ -14,6 +14,7 @@ from ..optim import Coordinates, Estimate
 from ..ranges import require_in_range
 from .engine import UnitEstimator
 from .float16 import at_fitting_scale, runs_in_float16
+from .graph import nodes_of
 from .readout import Readout
 from .reduction import NO_COORDINATES, DiagonalSum, is_sharded
 from .sampling import keyed_generator
@@ -176,15 +177,8 @@ def _derivatives(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Tens
 
 def _refuse_dead_ends(gradients: list[Tensor]) -> None:
     """A backward marked `once_differentiable` would add nothing to Hv, in silence: torch never runs its error node."""
-    seen: set[Any] = set()
-    waiting = [g.grad_fn for g in gradients]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-            if node.name().endswith("autograd::Error"):
-                raise ValueError(_NO_SECOND_DERIVATIVE.format("a backward marked once_differentiable"))
+    if any(node.name().endswith("autograd::Error") for node in nodes_of(gradients)):
+        raise ValueError(_NO_SECOND_DERIVATIVE.format("a backward marked once_differentiable"))
 
 
 _NO_SECOND_DERIVATIVE = (

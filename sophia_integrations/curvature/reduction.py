@@ -65,6 +65,11 @@ class DiagonalSum:
         """The parameters that the diagonal is for."""
         return list(self._sums)
 
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Those that have gradients."""
+        return [p for p in self._sums if p.requires_grad]
+
     def units_to_run(self, own: int) -> int:
         """How many units this rank must run: its own, or with shards as many as the rank that has the most."""
         if not (self.sharded and is_distributed(self._group)):
@@ -140,7 +145,7 @@ class DiagonalSum:
             squared.add(param)
             self._add_square(param, 1.0)
 
-        hooks = [param.register_post_accumulate_grad_hook(arrived) for param in self._sums if param.requires_grad]
+        hooks = [param.register_post_accumulate_grad_hook(arrived) for param in self.trainable]
         try:
             yield
         finally:

@@ -55,7 +55,7 @@ def choose_units(
 
     Args:
         row_counts: rows of each micro-batch.
-        fraction: share of all rows to use; at least one row is.
+        fraction: share of all rows to use, rounded up or down by chance to keep it on average; at least one row is.
         units: units to form; a unit never crosses micro-batches, so there may be a few more.
         generator: on the CPU.
 
@@ -63,8 +63,10 @@ def choose_units(
         One (micro-batch, row indices [rows of the unit]) pair per unit, in order.
     """
     total = sum(row_counts)
-    wanted = min(total, max(1, round(fraction * total)))
-    chosen = torch.randperm(total, generator=generator)[:wanted].sort().values
+    order = torch.randperm(total, generator=generator)
+    whole, rest = divmod(fraction * total, 1)
+    wanted = min(total, max(1, int(whole) + int(torch.rand((), generator=generator) < rest)))
+    chosen = order[:wanted].sort().values
     size = -(-wanted // units)
     result, offset = [], 0
     for batch, count in enumerate(row_counts):

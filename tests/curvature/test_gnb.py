@@ -313,6 +313,35 @@ def test_gradient_checkpointing_gives_the_same_estimate(reentrant):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_pass_leaves_out_the_gradients_of_what_adamw_updates(reentrant):
+    """But not under reentrant checkpointing, whose weights are not in the graph."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Headed(LabelledClassifier):
+        def forward(self, x, labels=None):
+            if reentrant:
+                return checkpoint(self.net, x.requires_grad_(), use_reentrant=True)
+            return self.net(x)
+
+    model = Headed()
+    body, head = model.net[0], model.net[2]
+    groups = [{"params": body.parameters()}, {"params": head.parameters(), "update": "adamw"}]
+    optimizer = SophiaG(groups, lr=0.0, estimator=GaussNewtonBartlett(model, fraction=1.0, units=2), hessian_interval=1)
+    came, loss_of = [], lambda: F.cross_entropy(model(torch.randn(8, 4)), torch.randint(5, (8,)))
+    head.weight.register_post_accumulate_grad_hook(lambda p: came.append(p.grad is not None))
+    for _ in range(2):
+        loss_of().backward()
+        came.clear()
+        grads = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        assert len(came) == (2 if reentrant else 0)
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+        optimizer.zero_grad()
+    assert optimizer.stats()["hessian_updates"] == 2
+    assert all(optimizer.state[p]["hessian"].norm() > 0 for p in body.parameters())
+
+
 def test_the_pass_runs_under_the_autocast_of_the_training_forward():
     seen = []
 

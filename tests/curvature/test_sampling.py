@@ -65,11 +65,23 @@ def test_draws_do_not_depend_on_the_chunking(monkeypatch):
 def test_units_partition_the_chosen_rows(counts, fraction, units):
     chosen = choose_units(counts, fraction, units, keyed_generator(CPU, 0))
     flat = [(b, int(i)) for b, rows in chosen for i in rows]
-    assert len(flat) == len(set(flat)) == max(1, round(fraction * sum(counts)))
+    assert len(flat) == len(set(flat))
+    assert len(flat) == 1 or abs(len(flat) - fraction * sum(counts)) < 1
     assert all(0 <= i < counts[b] for b, i in flat)
     assert len(chosen) <= units + len(counts)
     if units >= sum(counts):
         assert all(len(rows) == 1 for _, rows in chosen)
+
+
+@pytest.mark.parametrize(("rows", "fraction"), [(24, 0.0625), (10, 0.33), (8, 0.9), (7, 1.0)])
+def test_the_share_of_rows_is_kept_on_average(rows, fraction):
+    numbers = [
+        sum(len(part) for _, part in choose_units([rows], fraction, 8, keyed_generator(CPU, draw)))
+        for draw in range(400)
+    ]
+    exact = rows * fraction
+    assert {math.floor(exact), math.ceil(exact)} == set(numbers)
+    assert abs(sum(numbers) / len(numbers) - exact) <= 4 * 0.5 / math.sqrt(len(numbers))
 
 
 def test_keys_give_distinct_streams():
