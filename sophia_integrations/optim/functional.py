@@ -17,7 +17,7 @@ from .estimator import Estimate
 from .gradients import all_finite, usable_gradient
 from .progress import Progress
 from .rule import Rule
-from .sharding import SumOverShards, local, sharding_of
+from .sharding import WHOLE, SumOverShards, local, sharding_of
 from .state import Groups, States, sophia_members, state_dtype, state_of
 
 
@@ -92,15 +92,17 @@ def update_group(
     Yields:
         0-dim int64 tensors: coordinates with a non-finite gradient.
     """
-    rule, counting = Rule.of(group, progress), shares is not None
+    rule, counting, rotating = Rule.of(group, progress), shares is not None, group["basis"] is not None
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     rotated: list[tuple[Any, ...]] = []
     for param in group["params"]:
         if (grad := param.grad) is None:
             continue
         state = state_of(states, param, group)
-        tensors = (local(param), local(grad), local(state["exp_avg"]), local(state["hessian"]))
-        layout = basis_layout(param, group)
+        tensors = (param, grad, state["exp_avg"], state["hessian"])
+        if type(param) not in WHOLE:
+            tensors = tuple(map(local, tensors))
+        layout = basis_layout(param, group) if rotating else None
         if layout is None:
             together[param.device, sharding_of(param)].append((*tensors, param))
         else:

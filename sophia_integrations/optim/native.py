@@ -94,6 +94,7 @@ def update(
         addresses = param.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), hessian.data_ptr()
         table.extend((*addresses, length, *types))
         size += length
+        torch.autograd.graph.increment_version(param)
     counts = torch.zeros(3, dtype=torch.int64)
     threads = min(torch.get_num_threads(), 1 + size // _PER_THREAD)
     address = table.buffer_info()[0]
@@ -107,8 +108,6 @@ def update(
         ctypes.c_void_p(counts.data_ptr()),
         threads_of_torch(),
     )
-    for param in params:
-        torch.autograd.graph.increment_version(param)
     return counts
 
 

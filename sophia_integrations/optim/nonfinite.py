@@ -11,21 +11,25 @@ from .statistics import total
 
 
 class NonFiniteGradients:
-    """The count on each device; only `total` may be waited for."""
+    """The count on the host and on each device; only `total` may be waited for."""
 
     def __init__(self) -> None:
+        self._on_host = 0
         self._counts: dict[torch.device, Tensor] = {}
         self._asked: dict[torch.device, Later] = {}
         self._warned = False
 
     def add(self, count: Tensor) -> None:
         """Add a 0-dim count."""
+        if count.is_cpu:
+            self._on_host += int(count)
+            return
         earlier = self._counts.get(count.device)
         self._counts[count.device] = count if earlier is None else earlier.add_(count)
 
     def total(self) -> Tensor:
-        """The count over all devices."""
-        return total(list(self._counts.values()))
+        """The count over all of them."""
+        return total([*self._counts.values(), torch.tensor(self._on_host)])
 
     def warn(self, step: int, wait: bool) -> None:
         """Warn by step `step` of what is known by then.
@@ -35,14 +39,11 @@ class NonFiniteGradients:
         """
         if self._warned:
             return
-        count = 0
         for device, so_far in self._counts.items():
-            if device.type == "cpu":
-                count += int(so_far)
-            elif wait and device not in self._asked:
+            if wait and device not in self._asked:
                 self._asked[device] = Later(so_far)
         come = [device for device, later in self._asked.items() if later.has_come]
-        count += sum(int(self._asked.pop(device).read()) for device in come)
+        count = self._on_host + sum(int(self._asked.pop(device).read()) for device in come)
         if count > 0:
             self._warned = True
             self._asked.clear()
