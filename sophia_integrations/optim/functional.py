@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .estimator import Estimate
 from .gradients import all_finite, usable_gradient
 from .progress import Progress
 from .rule import Rule
-from .sharding import WHOLE, SumOverShards, local, sharding_of
+from .sharding import SumOverShards, local, sharding_of
 from .state import Groups, States, sophia_members, state_dtype, state_of
 
 
@@ -92,17 +92,15 @@ def update_group(
     Yields:
         0-dim int64 tensors: coordinates with a non-finite gradient.
     """
-    rule, counting, rotating = Rule.of(group, progress), shares is not None, group["basis"] is not None
+    rule, counting = Rule.of(group, progress), shares is not None
     together: dict[tuple, list[tuple[Tensor, ...]]] = defaultdict(list)
     rotated: list[tuple[Any, ...]] = []
     for param in group["params"]:
         if (grad := param.grad) is None:
             continue
         state = state_of(states, param, group)
-        tensors = (param, grad, state["exp_avg"], state["hessian"])
-        if type(param) not in WHOLE:
-            tensors = tuple(map(local, tensors))
-        layout = basis_layout(param, group) if rotating else None
+        tensors = (local(param), local(grad), local(state["exp_avg"]), local(state["hessian"]))
+        layout = basis_layout(param, group)
         if layout is None:
             together[param.device, sharding_of(param)].append((*tensors, param))
         else:
@@ -111,14 +109,12 @@ def update_group(
         some = [rotated[i] for i in members]
         counts = eigenbasis_update(*zip(*some, strict=True), rule, counting)
         yield counts[0]
-        if shares is not None:
-            _add(shares, some[0][0], counts, [theta for theta, *_ in some])
+        _add(shares, some[0][0], counts, (theta for theta, *_ in some))
     for members in together.values():
         *tensors, params = zip(*members, strict=True)
         counts = sophia_update(*tensors, rule, counting, fused)
         yield counts[0]
-        if shares is not None:
-            _add(shares, params[0], counts, tensors[0])
+        _add(shares, params[0], counts, tensors[0])
 
 
 def sophia_update(
@@ -152,9 +148,10 @@ def sophia_update(
     return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
 
 
-def _add(shares: SumOverShards, param: Tensor, counts: Tensor, updated: Sequence[Tensor]) -> None:
-    size = torch.full((1,), sum(theta.numel() for theta in updated), device=counts.device)
-    shares.add(param, torch.cat([counts[1:], size]))
+def _add(shares: SumOverShards | None, param: Tensor, counts: Tensor, updated: Iterable[Tensor]) -> None:
+    if shares is not None:
+        size = torch.full((1,), sum(theta.numel() for theta in updated), device=counts.device)
+        shares.add(param, torch.cat([counts[1:], size]))
 
 
 def eigenbasis_update(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from oracles import draws_of
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sophia_integrations import GaussNewtonBartlett, SophiaG
 from sophia_integrations.curvature import Categorical, Readout
@@ -289,8 +290,6 @@ def test_nonfinite_estimate_is_dropped_and_counted():
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_estimate(reentrant):
-    from torch.utils.checkpoint import checkpoint
-
     class Checkpointed(LabelledClassifier):
         recompute = True
 
@@ -316,7 +315,6 @@ def test_gradient_checkpointing_gives_the_same_estimate(reentrant):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_pass_leaves_out_the_gradients_of_what_adamw_updates(reentrant):
     """But not under reentrant checkpointing, whose weights are not in the graph."""
-    from torch.utils.checkpoint import checkpoint
 
     class Headed(LabelledClassifier):
         def forward(self, x, labels=None):

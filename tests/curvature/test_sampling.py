@@ -65,8 +65,8 @@ def test_draws_do_not_depend_on_the_chunking(monkeypatch):
 def test_units_partition_the_chosen_rows(counts, fraction, units):
     chosen = choose_units(counts, fraction, units, keyed_generator(CPU, 0))
     flat = [(b, int(i)) for b, rows in chosen for i in rows]
-    assert len(flat) == len(set(flat))
-    assert len(flat) == 1 or abs(len(flat) - fraction * sum(counts)) < 1
+    exact = fraction * sum(counts)
+    assert len(flat) == len(set(flat)) and len(flat) in {max(1, math.floor(exact)), max(1, math.ceil(exact))}
     assert all(0 <= i < counts[b] for b, i in flat)
     assert len(chosen) <= units + len(counts)
     if units >= sum(counts):
